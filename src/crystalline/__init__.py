@@ -1,0 +1,1 @@
+"""crystalline: trains small language models on ordinary CPUs."""

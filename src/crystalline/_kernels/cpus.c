@@ -1,0 +1,94 @@
+/* How many CPUs this process may use: its affinity mask, cut by every cgroup quota above it.
+ * All operating system calls of the C side that are not OpenMP's are in this file. */
+#define _GNU_SOURCE
+#include <sched.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "crystalline/kernels.h"
+
+static int affinity_cpus(void)
+{
+    for (int most = 1024; most <= 1 << 20; most *= 4) { /* the mask must hold every CPU there is */
+        cpu_set_t *set = CPU_ALLOC((size_t)most);
+        size_t size = CPU_ALLOC_SIZE((size_t)most);
+        if (!set) break;
+        int count = sched_getaffinity(0, size, set) == 0 ? CPU_COUNT_S(size, set) : 0;
+        CPU_FREE(set);
+        if (count > 0) return count;
+    }
+    long online = sysconf(_SC_NPROCESSORS_ONLN);
+    return online > 0 ? (int)online : 1;
+}
+
+/* Whole CPUs granted by one folder's quota, 0 where there is none.  A part of a CPU counts as one. */
+static int folder_quota(const char *folder, int version)
+{
+    char path[4200];
+    double quota = -1, period = 0;
+    snprintf(path, sizeof path, version == 2 ? "%s/cpu.max" : "%s/cpu.cfs_quota_us", folder);
+    FILE *f = fopen(path, "r");
+    if (!f) return 0;
+    int got = fscanf(f, "%lf %lf", &quota, &period); /* "max" reads as nothing: no quota */
+    fclose(f);
+    if (version == 1) {
+        snprintf(path, sizeof path, "%s/cpu.cfs_period_us", folder);
+        if (!(f = fopen(path, "r"))) return 0;
+        got += fscanf(f, "%lf", &period);
+        fclose(f);
+    }
+    if (got != 2 || quota <= 0 || period <= 0) return 0;
+    int cpus = (int)(quota / period + 0.999);
+    return cpus > 0 ? cpus : 1;
+}
+
+/* The least quota on the way from the process's own cgroup up to the root of the mount. */
+static int path_quota(const char *mount, const char *group, int version)
+{
+    char folder[4096];
+    int least = 0;
+    if (snprintf(folder, sizeof folder, "%s%s", mount, group) >= (int)sizeof folder) return 0;
+    for (;;) {
+        int cpus = folder_quota(folder, version);
+        if (cpus > 0 && (least == 0 || cpus < least)) least = cpus;
+        char *slash = strrchr(folder, '/');
+        if (strlen(folder) <= strlen(mount) || !slash) return least;
+        *slash = 0;
+    }
+}
+
+/* `root` stands before /proc and /sys, for tests; normally it is empty. */
+int cry_quota_cpus(const char *root)
+{
+    char path[4096], line[4096], mount[4096];
+    int least = 0;
+    snprintf(path, sizeof path, "%s/proc/self/cgroup", root);
+    FILE *f = fopen(path, "r");
+    if (!f) return 0;
+    while (fgets(line, sizeof line, f)) {
+        line[strcspn(line, "\n")] = 0;
+        char *controllers = strchr(line, ':'), *group = controllers ? strchr(controllers + 1, ':') : 0;
+        if (!group) continue;
+        *controllers++ = 0;
+        *group++ = 0;
+        int version = *controllers == 0 ? 2 : 1;
+        if (version == 1) {
+            char listed[4096]; /* the controller list holds the word cpu */
+            snprintf(listed, sizeof listed, ",%s,", controllers);
+            if (!strstr(listed, ",cpu,")) continue;
+        }
+        snprintf(mount, sizeof mount, "%.4000s/sys/fs/cgroup%s", root, version == 1 ? "/cpu" : "");
+        int cpus = path_quota(mount, strcmp(group, "/") ? group : "", version);
+        if (cpus > 0 && (least == 0 || cpus < least)) least = cpus;
+    }
+    fclose(f);
+    return least;
+}
+
+int cry_usable_cpus(void)
+{
+    int mask = affinity_cpus(), quota = cry_quota_cpus("");
+    return quota > 0 && quota < mask ? quota : mask;
+}

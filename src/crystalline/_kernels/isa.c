@@ -1,0 +1,60 @@
+/* All kernels for one instruction set: compiled once for each, exports one table and nothing else. */
+#if defined(CRY_ISA_avx512)
+#define TILE_ROWS_MAX 12
+#define CRY_TABLE cry_kernels_avx512
+#elif defined(CRY_ISA_avx2)
+#define TILE_ROWS_MAX 6
+#define CRY_TABLE cry_kernels_avx2
+#else
+#define TILE_ROWS_MAX 4
+#define CRY_TABLE cry_kernels_portable
+#endif
+
+#include "crystalline/kernels.h"
+#include "simd.h"
+#include "mathfun.h"
+#include "matmul.h"
+#include "attention.h"
+#include "norm.h"
+#include "rope.h"
+#include "swiglu.h"
+#include "embedding.h"
+#include "softmax.h"
+#include "optim.h"
+
+static void exp_span(float *y, const float *x, int64_t n)
+{
+    for (int64_t j = 0; j < n; j += 16) v16_put(y + j, v16_exp(v16_get(x + j, n - j)), n - j);
+}
+
+static void log_span(float *y, const float *x, int64_t n)
+{
+    for (int64_t j = 0; j < n; j += 16) v16_put(y + j, v16_log(v16_get_or(x + j, n - j, 1.0f)), n - j);
+}
+
+extern const cry_kernels CRY_TABLE;
+const cry_kernels CRY_TABLE = {
+    .isa = CRY_ISA_NAME,
+    .tile_m = TILE_M,
+    .tile_n = TILE_N,
+    .pack = pack,
+    .gemm = gemm,
+    .gemm_tree = gemm_tree,
+    .gemm_branch = gemm_branch,
+    .rmsnorm = rmsnorm,
+    .rmsnorm_bwd = rmsnorm_bwd,
+    .rope = rope,
+    .attention = attention,
+    .attention_bwd = attention_bwd,
+    .attention_cached = attention_cached,
+    .swiglu = swiglu,
+    .swiglu_bwd = swiglu_bwd,
+    .embedding = embedding,
+    .embedding_bwd = embedding_bwd,
+    .cross_entropy = cross_entropy,
+    .tree_add = tree_add,
+    .adamw = adamw,
+    .squared_norm = squared_norm,
+    .exp = exp_span,
+    .log = log_span,
+};

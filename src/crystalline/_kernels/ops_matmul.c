@@ -1,0 +1,77 @@
+/* Matrix products over the team: arguments checked, b packed once, work cut by output. */
+#include "parallel.h"
+
+static int sizes_ok(int64_t R, int64_t N, int64_t K) { return R >= 0 && N > 0 && K > 0; }
+
+int64_t cry_need_matmul(const cry_team *team, int64_t N, int64_t K)
+{
+    return cry_packed_len(team, K, N);
+}
+
+cry_status cry_pack_weight(const cry_team *team, float *panels, const float *w, int64_t N, int64_t K)
+{
+    if (!sizes_ok(0, N, K)) return CRY_BAD_SHAPE;
+    cry_pack(team, panels, w, 1, K, K, N);
+    return CRY_OK;
+}
+
+cry_status cry_matmul_packed(const cry_team *team, float *y, const float *x, const float *panels,
+                             const float *init, int64_t R, int64_t N, int64_t K)
+{
+    if (!sizes_ok(R, N, K)) return CRY_BAD_SHAPE;
+    cry_gemm(team, y, N, init, x, K, panels, R, N, K);
+    return CRY_OK;
+}
+
+cry_status cry_matmul(const cry_team *team, float *y, const float *x, const float *w,
+                      const float *init, int64_t R, int64_t N, int64_t K)
+{
+    if (!sizes_ok(R, N, K)) return CRY_BAD_SHAPE;
+    if (team->shared_len < cry_need_matmul(team, N, K)) return CRY_NO_SCRATCH;
+    cry_pack(team, team->shared, w, 1, K, K, N);
+    return cry_matmul_packed(team, y, x, team->shared, init, R, N, K);
+}
+
+cry_status cry_matmul_dx(const cry_team *team, float *dx, const float *dy, const float *w, int64_t R,
+                         int64_t N, int64_t K)
+{
+    if (!sizes_ok(R, N, K)) return CRY_BAD_SHAPE;
+    if (team->shared_len < cry_need_matmul(team, K, N)) return CRY_NO_SCRATCH;
+    cry_pack(team, team->shared, w, K, 1, N, K);
+    cry_gemm(team, dx, K, 0, dy, N, team->shared, R, K, N);
+    return CRY_OK;
+}
+
+typedef struct dw_job {
+    const cry_kernels *kernels;
+    cry_grid grid;
+    float *dw;
+    const float *dy, *panels;
+    int64_t R, N, K;
+    cry_branch branches[CRY_GROUPS];
+    int count;
+} dw_job;
+
+static void dw_task(void *context, int64_t task, int thread)
+{
+    const dw_job *w = context;
+    int64_t i = task / w->grid.across * w->grid.rows, j = task % w->grid.across * w->grid.cols;
+    (void)thread;
+    w->kernels->gemm_tree(w->dw + i * w->K + j, w->K, w->dy + i, 1, w->N, w->panels + j * w->R,
+                          cry_smaller(w->grid.rows, w->N - i), cry_smaller(w->grid.cols, w->K - j),
+                          w->R, w->branches, w->count);
+}
+
+cry_status cry_matmul_dw(const cry_team *team, float *dw, const float *dy, const float *x,
+                         const int64_t *groups, int64_t R, int64_t N, int64_t K, int accumulate)
+{
+    if (!sizes_ok(R, N, K) || R == 0) return CRY_BAD_SHAPE;
+    if (!cry_groups_ok(groups, R)) return CRY_BAD_GROUPS;
+    if (team->shared_len < cry_need_matmul(team, K, R)) return CRY_NO_SCRATCH;
+    cry_pack(team, team->shared, x, K, 1, R, K);
+    dw_job job = {.kernels = team->kernels, .grid = cry_cut(team, N, K, 48), .dw = dw, .dy = dy,
+                  .panels = team->shared, .R = R, .N = N, .K = K};
+    job.count = cry_branches(job.branches, groups, accumulate);
+    cry_run(team, job.grid.down * job.grid.across, dw_task, &job);
+    return CRY_OK;
+}

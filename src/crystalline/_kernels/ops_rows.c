@@ -1,0 +1,205 @@
+/* Everything that works along rows, over the team: norms, rotary positions, attention, SwiGLU,
+ * embedding.  Rows are cut in small spans; sums over tokens are cut by group or by output. */
+#include "parallel.h"
+
+typedef struct rows_job {
+    const cry_team *team;
+    float *out, *out2, *out3;
+    const float *in, *in2, *in3, *in4, *in5;
+    int64_t rows, D, stride, heads, position, T, span;
+    float eps;
+    int inverse;
+    const cry_branch *branches;
+    const cry_attention *shape;
+} rows_job;
+
+/* Spans of rows so that a task touches about 16 K floats. */
+static int64_t row_span(int64_t width) { return width >= 16384 ? 1 : cry_ceil(16384, width); }
+
+static void run_rows(rows_job *w, int64_t R, int64_t width, cry_task *task)
+{
+    w->rows = R;
+    w->span = row_span(width);
+    cry_run(w->team, cry_ceil(R, w->span), task, w);
+}
+
+#define SPAN_OF(w, task) \
+    int64_t at = (task) * (w)->span, n = cry_smaller((w)->span, (w)->rows - at); \
+    const cry_kernels *kernels = (w)->team->kernels; \
+    (void)thread
+
+static void rmsnorm_task(void *context, int64_t task, int thread)
+{
+    rows_job *w = context;
+    SPAN_OF(w, task);
+    kernels->rmsnorm(w->out + at * w->D, w->out2 + at, w->in + at * w->D, w->in2, n, w->D, w->eps);
+}
+
+cry_status cry_rmsnorm(const cry_team *team, float *y, float *rrms, const float *x, const float *w,
+                       int64_t R, int64_t D, float eps)
+{
+    if (R < 0 || D <= 0) return CRY_BAD_SHAPE;
+    rows_job job = {.team = team, .out = y, .out2 = rrms, .in = x, .in2 = w, .D = D, .eps = eps};
+    run_rows(&job, R, D, rmsnorm_task);
+    return CRY_OK;
+}
+
+int64_t cry_need_rmsnorm_bwd(int64_t D) { return CRY_GROUPS * D; }
+
+static void rmsnorm_bwd_task(void *context, int64_t task, int thread)
+{
+    rows_job *w = context;
+    const cry_branch *b = w->branches + task;
+    int64_t at = b->begin * w->D;
+    const float *residual = w->in4 ? w->in4 + at : 0;
+    (void)thread;
+    w->team->kernels->rmsnorm_bwd(w->out + at, w->team->shared + task * w->D, residual, w->in + at,
+                                  w->in2 + at, w->in3, w->in5 + b->begin, b->end - b->begin, w->D);
+}
+
+cry_status cry_rmsnorm_bwd(const cry_team *team, float *dx, float *dw, const float *residual,
+                           const float *dy, const float *x, const float *w, const float *rrms,
+                           const int64_t *groups, int64_t R, int64_t D, int accumulate)
+{
+    if (R <= 0 || D <= 0) return CRY_BAD_SHAPE;
+    if (!cry_groups_ok(groups, R)) return CRY_BAD_GROUPS;
+    if (team->shared_len < cry_need_rmsnorm_bwd(D)) return CRY_NO_SCRATCH;
+    cry_branch branches[CRY_GROUPS];
+    int count = cry_branches(branches, groups, accumulate);
+    rows_job job = {.team = team, .out = dx, .in = dy, .in2 = x, .in3 = w, .in4 = residual, .D = D,
+                    .in5 = rrms, .branches = branches};
+    cry_run(team, count, rmsnorm_bwd_task, &job);
+    team->kernels->tree_add(dw, team->shared, D, branches, count);
+    return CRY_OK;
+}
+
+static void rope_task(void *context, int64_t task, int thread)
+{
+    rows_job *w = context;
+    SPAN_OF(w, task);
+    for (int64_t r = at; r < at + n; r++)
+        kernels->rope(w->out + r * w->stride, w->in, w->in2, 1, w->stride, w->heads, w->D,
+                      w->position + r % w->T, w->T, w->inverse);
+}
+
+cry_status cry_rope(const cry_team *team, float *x, const float *cosine, const float *sine, int64_t R,
+                    int64_t stride, int64_t heads, int64_t head_dim, int64_t position, int64_t T,
+                    int inverse)
+{
+    if (R < 0 || head_dim <= 0 || head_dim % 2 || heads <= 0 || heads * head_dim > stride || T <= 0 ||
+        position < 0)
+        return CRY_BAD_SHAPE;
+    rows_job job = {.team = team, .out = x, .in = cosine, .in2 = sine, .stride = stride, .D = head_dim,
+                    .heads = heads, .position = position, .T = T, .inverse = inverse};
+    run_rows(&job, R, heads * head_dim, rope_task);
+    return CRY_OK;
+}
+
+static void swiglu_task(void *context, int64_t task, int thread)
+{
+    rows_job *w = context;
+    SPAN_OF(w, task);
+    kernels->swiglu(w->out + at * w->D, w->in + 2 * at * w->D, n, w->D);
+}
+
+cry_status cry_swiglu(const cry_team *team, float *act, const float *gu, int64_t R, int64_t F)
+{
+    if (R < 0 || F <= 0) return CRY_BAD_SHAPE;
+    rows_job job = {.team = team, .out = act, .in = gu, .D = F};
+    run_rows(&job, R, 2 * F, swiglu_task);
+    return CRY_OK;
+}
+
+static void swiglu_bwd_task(void *context, int64_t task, int thread)
+{
+    rows_job *w = context;
+    SPAN_OF(w, task);
+    kernels->swiglu_bwd(w->out + 2 * at * w->D, w->in + at * w->D, w->in2 + 2 * at * w->D, n, w->D);
+}
+
+cry_status cry_swiglu_bwd(const cry_team *team, float *dgu, const float *dact, const float *gu,
+                          int64_t R, int64_t F)
+{
+    if (R < 0 || F <= 0) return CRY_BAD_SHAPE;
+    rows_job job = {.team = team, .out = dgu, .in = dact, .in2 = gu, .D = F};
+    run_rows(&job, R, 2 * F, swiglu_bwd_task);
+    return CRY_OK;
+}
+
+static int shape_ok(const cry_attention *c)
+{
+    return c->T > 0 && c->K > 0 && c->H > 0 && c->H % c->K == 0 && c->head_dim > 0;
+}
+
+/* Scratch of one thread: see the layouts in attention.h. */
+enum { SCORES = 48 * 64 };
+
+int64_t cry_need_attention(const cry_attention *c, int backward)
+{
+    int64_t tp = cry_ceil(c->T, 64) * 64, wide = cry_ceil(c->head_dim, 32) * 32;
+    if (!backward) return cry_round64(c->head_dim * tp + c->T * wide + SCORES);
+    return cry_round64(2 * c->head_dim * tp + 3 * c->T * wide + cry_round64(c->T) + 2 * SCORES);
+}
+
+static void attention_task(void *context, int64_t task, int thread)
+{
+    const rows_job *w = context;
+    const cry_attention *c = w->shape;
+    int64_t b = task / c->K, ld = (c->H + 2 * c->K) * c->head_dim, ldo = c->H * c->head_dim;
+    w->team->kernels->attention(w->out + b * c->T * ldo, w->out2 + b * c->H * c->T,
+                                w->in + b * c->T * ld, c, task % c->K,
+                                w->team->scratch + thread * w->team->scratch_len);
+}
+
+cry_status cry_attention_fwd(const cry_team *team, float *out, float *lse, const float *qkv, int64_t B,
+                             const cry_attention *shape)
+{
+    if (B < 0 || !shape_ok(shape)) return CRY_BAD_SHAPE;
+    if (team->scratch_len < cry_need_attention(shape, 0)) return CRY_NO_SCRATCH;
+    rows_job job = {.team = team, .out = out, .out2 = lse, .in = qkv, .shape = shape};
+    cry_run(team, B * shape->K, attention_task, &job);
+    return CRY_OK;
+}
+
+static void attention_bwd_task(void *context, int64_t task, int thread)
+{
+    const rows_job *w = context;
+    const cry_attention *c = w->shape;
+    int64_t b = task / c->K, ld = (c->H + 2 * c->K) * c->head_dim, ldo = c->H * c->head_dim;
+    w->team->kernels->attention_bwd(w->out + b * c->T * ld, w->in + b * c->T * ldo,
+                                    w->in2 + b * c->T * ldo, w->in3 + b * c->T * ld,
+                                    w->in4 + b * c->H * c->T, c, task % c->K,
+                                    w->team->scratch + thread * w->team->scratch_len);
+}
+
+cry_status cry_attention_bwd(const cry_team *team, float *dqkv, const float *dout, const float *out,
+                             const float *qkv, const float *lse, int64_t B, const cry_attention *shape)
+{
+    if (B < 0 || !shape_ok(shape)) return CRY_BAD_SHAPE;
+    if (team->scratch_len < cry_need_attention(shape, 1)) return CRY_NO_SCRATCH;
+    rows_job job = {.team = team, .out = dqkv, .in = dout, .in2 = out, .in3 = qkv, .in4 = lse,
+                    .shape = shape};
+    cry_run(team, B * shape->K, attention_bwd_task, &job);
+    return CRY_OK;
+}
+
+static void cached_task(void *context, int64_t task, int thread)
+{
+    const rows_job *w = context;
+    w->team->kernels->attention_cached(w->out, w->in, w->out2, w->out3, w->shape,
+                                       task, w->rows, w->position, w->stride,
+                                       w->team->scratch + thread * w->team->scratch_len);
+}
+
+cry_status cry_attention_with_cache(const cry_team *team, float *out, const float *qkv, float *keys,
+                                    float *values, const cry_attention *shape, int64_t rows,
+                                    int64_t position, int64_t capacity)
+{
+    if (!shape_ok(shape) || rows < 0 || position < 0 || capacity % 64 || position + rows > capacity)
+        return CRY_BAD_SHAPE;
+    if (team->scratch_len < SCORES) return CRY_NO_SCRATCH;
+    rows_job job = {.team = team, .out = out, .in = qkv, .out2 = keys, .out3 = values, .shape = shape,
+                    .rows = rows, .position = position, .stride = capacity};
+    cry_run(team, shape->K, cached_task, &job);
+    return CRY_OK;
+}

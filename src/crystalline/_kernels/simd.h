@@ -1,0 +1,220 @@
+/* One logical vector of 16 floats, v16, for the instruction set this unit is compiled for.
+ *
+ * Every kernel is written against these one-line functions and nothing else.  Each does the same
+ * correctly rounded arithmetic on every instruction set, lane by lane, so the bits of a kernel do
+ * not depend on which one runs: one zmm register, two ymm registers, or an array of 16.
+ *
+ *   max(a, b)   is a > b ? a : b in every lane (b when either is not a number)
+ *   round       is to nearest even, valid for |x| < 2^22
+ *   scale2(x,n) multiplies by 2^n for integral -126 <= n <= 127
+ *   sum, maxall combine lanes by the fixed tree 16 > 8 > 4 > 2 > 1 (lane i with lane i + half) */
+#ifndef CRY_SIMD_H
+#define CRY_SIMD_H
+
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+#define CRY_INLINE static inline __attribute__((always_inline))
+
+#if defined(CRY_ISA_avx512)
+
+#include <immintrin.h>
+#define CRY_ISA_NAME "avx512"
+typedef __m512 v16;
+enum { TILE_M = 12, TILE_V = 2 }; /* 12 rows x 32 columns = 24 of 32 zmm */
+
+CRY_INLINE v16 v16_set(float x) { return _mm512_set1_ps(x); }
+CRY_INLINE v16 v16_load(const float *p) { return _mm512_loadu_ps(p); }
+CRY_INLINE void v16_store(float *p, v16 a) { _mm512_storeu_ps(p, a); }
+CRY_INLINE __mmask16 v16_mask(int64_t n) { return (__mmask16)((1u << n) - 1u); }
+CRY_INLINE v16 v16_load_n(const float *p, int64_t n, float fill)
+{
+    return _mm512_mask_loadu_ps(_mm512_set1_ps(fill), v16_mask(n), p);
+}
+CRY_INLINE void v16_store_n(float *p, v16 a, int64_t n) { _mm512_mask_storeu_ps(p, v16_mask(n), a); }
+CRY_INLINE v16 v16_add(v16 a, v16 b) { return _mm512_add_ps(a, b); }
+CRY_INLINE v16 v16_sub(v16 a, v16 b) { return _mm512_sub_ps(a, b); }
+CRY_INLINE v16 v16_mul(v16 a, v16 b) { return _mm512_mul_ps(a, b); }
+CRY_INLINE v16 v16_div(v16 a, v16 b) { return _mm512_div_ps(a, b); }
+CRY_INLINE v16 v16_fma(v16 a, v16 b, v16 c) { return _mm512_fmadd_ps(a, b, c); }
+CRY_INLINE v16 v16_sqrt(v16 a) { return _mm512_sqrt_ps(a); }
+CRY_INLINE v16 v16_max(v16 a, v16 b) { return _mm512_max_ps(a, b); }
+CRY_INLINE v16 v16_scale2(v16 a, v16 n)
+{
+    __m512i e = _mm512_slli_epi32(_mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127)), 23);
+    return _mm512_mul_ps(a, _mm512_castsi512_ps(e));
+}
+/* Where a < b take x, elsewhere y. */
+CRY_INLINE v16 v16_if_lt(v16 a, v16 b, v16 x, v16 y)
+{
+    return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, b, _CMP_LT_OQ), y, x);
+}
+/* x = 2^e m with 1 <= m < 2, for positive normal x. */
+CRY_INLINE v16 v16_exponent(v16 a)
+{
+    __m512i e = _mm512_srli_epi32(_mm512_castps_si512(a), 23);
+    return _mm512_cvtepi32_ps(_mm512_sub_epi32(e, _mm512_set1_epi32(127)));
+}
+CRY_INLINE v16 v16_mantissa(v16 a)
+{
+    __m512i m = _mm512_and_si512(_mm512_castps_si512(a), _mm512_set1_epi32(0x007fffff));
+    return _mm512_castsi512_ps(_mm512_or_si512(m, _mm512_set1_epi32(0x3f800000)));
+}
+
+#elif defined(CRY_ISA_avx2)
+
+#include <immintrin.h>
+#define CRY_ISA_NAME "avx2"
+typedef struct { __m256 a, b; } v16;
+enum { TILE_M = 6, TILE_V = 1 }; /* 6 rows x 16 columns = 12 of 16 ymm */
+
+CRY_INLINE v16 v16_of(__m256 a, __m256 b) { return (v16){a, b}; }
+CRY_INLINE v16 v16_set(float x) { return v16_of(_mm256_set1_ps(x), _mm256_set1_ps(x)); }
+CRY_INLINE v16 v16_load(const float *p) { return v16_of(_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)); }
+CRY_INLINE void v16_store(float *p, v16 x)
+{
+    _mm256_storeu_ps(p, x.a);
+    _mm256_storeu_ps(p + 8, x.b);
+}
+CRY_INLINE v16 v16_load_n(const float *p, int64_t n, float fill)
+{
+    float t[16];
+    v16_store(t, v16_set(fill));
+    memcpy(t, p, (size_t)n * sizeof(float));
+    return v16_load(t);
+}
+CRY_INLINE void v16_store_n(float *p, v16 x, int64_t n)
+{
+    float t[16];
+    v16_store(t, x);
+    memcpy(p, t, (size_t)n * sizeof(float));
+}
+CRY_INLINE v16 v16_add(v16 x, v16 y) { return v16_of(_mm256_add_ps(x.a, y.a), _mm256_add_ps(x.b, y.b)); }
+CRY_INLINE v16 v16_sub(v16 x, v16 y) { return v16_of(_mm256_sub_ps(x.a, y.a), _mm256_sub_ps(x.b, y.b)); }
+CRY_INLINE v16 v16_mul(v16 x, v16 y) { return v16_of(_mm256_mul_ps(x.a, y.a), _mm256_mul_ps(x.b, y.b)); }
+CRY_INLINE v16 v16_div(v16 x, v16 y) { return v16_of(_mm256_div_ps(x.a, y.a), _mm256_div_ps(x.b, y.b)); }
+CRY_INLINE v16 v16_fma(v16 x, v16 y, v16 z)
+{
+    return v16_of(_mm256_fmadd_ps(x.a, y.a, z.a), _mm256_fmadd_ps(x.b, y.b, z.b));
+}
+CRY_INLINE v16 v16_sqrt(v16 x) { return v16_of(_mm256_sqrt_ps(x.a), _mm256_sqrt_ps(x.b)); }
+CRY_INLINE v16 v16_max(v16 x, v16 y) { return v16_of(_mm256_max_ps(x.a, y.a), _mm256_max_ps(x.b, y.b)); }
+CRY_INLINE __m256 cry_pow2(__m256 n)
+{
+    __m256i e = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(e, 23));
+}
+CRY_INLINE v16 v16_scale2(v16 x, v16 n)
+{
+    return v16_of(_mm256_mul_ps(x.a, cry_pow2(n.a)), _mm256_mul_ps(x.b, cry_pow2(n.b)));
+}
+CRY_INLINE v16 v16_if_lt(v16 a, v16 b, v16 x, v16 y)
+{
+    return v16_of(_mm256_blendv_ps(y.a, x.a, _mm256_cmp_ps(a.a, b.a, _CMP_LT_OQ)),
+                  _mm256_blendv_ps(y.b, x.b, _mm256_cmp_ps(a.b, b.b, _CMP_LT_OQ)));
+}
+CRY_INLINE __m256 cry_exponent(__m256 a)
+{
+    __m256i e = _mm256_srli_epi32(_mm256_castps_si256(a), 23);
+    return _mm256_cvtepi32_ps(_mm256_sub_epi32(e, _mm256_set1_epi32(127)));
+}
+CRY_INLINE v16 v16_exponent(v16 x) { return v16_of(cry_exponent(x.a), cry_exponent(x.b)); }
+CRY_INLINE __m256 cry_mantissa(__m256 a)
+{
+    __m256i m = _mm256_and_si256(_mm256_castps_si256(a), _mm256_set1_epi32(0x007fffff));
+    return _mm256_castsi256_ps(_mm256_or_si256(m, _mm256_set1_epi32(0x3f800000)));
+}
+CRY_INLINE v16 v16_mantissa(v16 x) { return v16_of(cry_mantissa(x.a), cry_mantissa(x.b)); }
+
+#else /* portable */
+
+#define CRY_ISA_NAME "portable"
+typedef struct { float e[16]; } v16;
+enum { TILE_M = 4, TILE_V = 1 };
+
+#define CRY_LANES(expression) \
+    v16 r; \
+    for (int i = 0; i < 16; i++) r.e[i] = (expression); \
+    return r
+
+/* The fused multiply-add, rounded once, without needing the instruction.  The product of two floats
+ * is exact in double; the sum is rounded to odd there (2Sum gives the error, its sign says which
+ * neighbour is nearer zero), and rounding an odd-rounded double to float cannot round twice. */
+CRY_INLINE float cry_fma1(float a, float b, float c)
+{
+    double p = (double)a * (double)b, d = (double)c;
+    double s = p + d;
+    double t = s - p;
+    double e = (p - (s - t)) + (d - t);
+    int64_t bits;
+    memcpy(&bits, &s, 8);
+    /* Inexact and even: step to the odd neighbour on the side of the error. */
+    int64_t inexact = ((e > 0.0) | (e < 0.0)) & ~bits & 1; /* false for infinities and NaN */
+    int64_t up = ((e > 0.0) == (s > 0.0)) ? 1 : -1;
+    bits += inexact ? up : 0;
+    memcpy(&s, &bits, 8);
+    return (float)s;
+}
+CRY_INLINE v16 v16_set(float x) { CRY_LANES(x); }
+CRY_INLINE v16 v16_load(const float *p) { CRY_LANES(p[i]); }
+CRY_INLINE void v16_store(float *p, v16 a) { memcpy(p, a.e, sizeof a.e); }
+CRY_INLINE v16 v16_load_n(const float *p, int64_t n, float fill) { CRY_LANES(i < n ? p[i] : fill); }
+CRY_INLINE void v16_store_n(float *p, v16 a, int64_t n) { memcpy(p, a.e, (size_t)n * sizeof(float)); }
+CRY_INLINE v16 v16_add(v16 a, v16 b) { CRY_LANES(a.e[i] + b.e[i]); }
+CRY_INLINE v16 v16_sub(v16 a, v16 b) { CRY_LANES(a.e[i] - b.e[i]); }
+CRY_INLINE v16 v16_mul(v16 a, v16 b) { CRY_LANES(a.e[i] * b.e[i]); }
+CRY_INLINE v16 v16_div(v16 a, v16 b) { CRY_LANES(a.e[i] / b.e[i]); }
+CRY_INLINE v16 v16_fma(v16 a, v16 b, v16 c) { CRY_LANES(cry_fma1(a.e[i], b.e[i], c.e[i])); }
+CRY_INLINE v16 v16_sqrt(v16 a) { CRY_LANES(sqrtf(a.e[i])); }
+CRY_INLINE v16 v16_max(v16 a, v16 b) { CRY_LANES(a.e[i] > b.e[i] ? a.e[i] : b.e[i]); }
+CRY_INLINE int32_t cry_bits(float x)
+{
+    int32_t i;
+    memcpy(&i, &x, 4);
+    return i;
+}
+CRY_INLINE float cry_float(int32_t i)
+{
+    float x;
+    memcpy(&x, &i, 4);
+    return x;
+}
+CRY_INLINE v16 v16_scale2(v16 a, v16 n) { CRY_LANES(a.e[i] * cry_float(((int32_t)n.e[i] + 127) << 23)); }
+CRY_INLINE v16 v16_if_lt(v16 a, v16 b, v16 x, v16 y) { CRY_LANES(a.e[i] < b.e[i] ? x.e[i] : y.e[i]); }
+CRY_INLINE v16 v16_exponent(v16 a) { CRY_LANES((float)((cry_bits(a.e[i]) >> 23) - 127)); }
+CRY_INLINE v16 v16_mantissa(v16 a)
+{
+    CRY_LANES(cry_float((cry_bits(a.e[i]) & 0x007fffff) | 0x3f800000));
+}
+
+#endif
+
+CRY_INLINE v16 v16_zero(void) { return v16_set(0.0f); }
+
+/* Adding and taking away 1.5 * 2^23 rounds to nearest even with plain additions. */
+CRY_INLINE v16 v16_round(v16 a)
+{
+    v16 magic = v16_set(12582912.0f);
+    return v16_sub(v16_add(a, magic), magic);
+}
+
+CRY_INLINE float v16_sum(v16 a)
+{
+    float t[16];
+    v16_store(t, a);
+    for (int half = 8; half > 0; half /= 2)
+        for (int i = 0; i < half; i++) t[i] = t[i] + t[i + half];
+    return t[0];
+}
+
+CRY_INLINE float v16_maxall(v16 a)
+{
+    float t[16];
+    v16_store(t, a);
+    for (int half = 8; half > 0; half /= 2)
+        for (int i = 0; i < half; i++) t[i] = t[i] > t[i + half] ? t[i] : t[i + half];
+    return t[0];
+}
+
+#endif

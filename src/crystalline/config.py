@@ -1,0 +1,373 @@
+"""What a model is and what a training run was asked for: two frozen records, checked at birth.
+
+A ModelConfig or TrainConfig that exists is valid. Whatever breaks a rule raises ConfigError in one
+line: the field, its value, the rule, and a value that works.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import os
+import reprlib
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any, NoReturn, get_type_hints
+
+import msgspec
+
+from crystalline.errors import ConfigError
+
+INT32_MAX = 2**31 - 1
+SEED_MAX = 2**63 - 1
+SMALLEST_VOCAB = 257  # a byte-level tokenizer needs the 256 bytes and the end-of-text token
+
+# Field -> the key that Hugging Face's LlamaConfig uses for it in config.json.
+HF_KEYS = {
+    "vocab_size": "vocab_size",
+    "dim": "hidden_size",
+    "layers": "num_hidden_layers",
+    "heads": "num_attention_heads",
+    "kv_heads": "num_key_value_heads",
+    "hidden": "intermediate_size",
+    "seq_len": "max_position_embeddings",
+    "rope_theta": "rope_theta",
+    "norm_eps": "rms_norm_eps",
+    "tied": "tie_word_embeddings",
+}
+
+
+def _refuse(field: str, value: object, rule: str, works: str) -> NoReturn:
+    raise ConfigError(f"{field} is {reprlib.repr(value)}, but {rule}; choose {works}")
+
+
+def _whole(field: str, value: object, low: int, high: int, works: int) -> int:
+    # bool is an int to Python, but `layers = true` is a mistake.
+    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+        _refuse(field, value, f"must be a whole number from {low} to {high}", f"{works}")
+    return value
+
+
+def _real(field: str, value: object, low: float, high: float, works: float) -> float:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not low <= value <= high:  # type: ignore[operator]  # nan fails here too
+        _refuse(field, value, f"must be a number from {low:g} to {high:g}", f"{works:g}")
+    return float(value)  # type: ignore[arg-type]
+
+
+def _divisors(n: int) -> list[int]:
+    small = [d for d in range(1, math.isqrt(n) + 1) if n % d == 0]
+    return sorted({*small, *(n // d for d in small)})
+
+
+def _near(allowed: Iterable[int], value: int) -> str:
+    """The allowed values nearest to ``value``, three at most, in words."""
+    nearest = sorted(allowed, key=lambda a: (abs(a - value), a))[:3]
+    *most, last = [str(a) for a in nearest]
+    return f"{', '.join(most)} or {last}" if most else last
+
+
+def _check_model(values: Mapping[str, object], shown: Mapping[str, str]) -> dict[str, Any]:
+    """Return the values with their exact types; ``shown`` says what errors call each field."""
+    works = {"vocab_size": 10000, "dim": 256, "layers": 4, "heads": 1, "kv_heads": 1,
+             "hidden": 688, "seq_len": 256}  # fmt: skip
+    smallest = {"vocab_size": 2, "dim": 2}
+    out: dict[str, Any] = {
+        field: _whole(shown[field], values[field], smallest.get(field, 1), INT32_MAX, good)
+        for field, good in works.items()
+    }
+    dim, heads, kv_heads = out["dim"], out["heads"], out["kv_heads"]
+    if dim % 2:
+        _refuse(shown["dim"], dim, "must be even", f"{dim + 1}")
+    if dim % (2 * heads):
+        rule = f"{shown['dim']} {dim} must divide into that many heads of an even width"
+        _refuse(shown["heads"], heads, rule, _near(_divisors(dim // 2), heads))
+    if heads % kv_heads:
+        rule = f"{shown['heads']} {heads} must be a multiple of it"
+        _refuse(shown["kv_heads"], kv_heads, rule, _near(_divisors(heads), kv_heads))
+    out["rope_theta"] = _real(shown["rope_theta"], values["rope_theta"], 1.0, 1e12, 10000.0)
+    out["norm_eps"] = _real(shown["norm_eps"], values["norm_eps"], 1e-12, 0.1, 1e-5)
+    if not isinstance(values["tied"], bool):
+        _refuse(shown["tied"], values["tied"], "must be true or false", "true")
+    out["tied"] = values["tied"]
+    return out
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The sizes of a Llama-style decoder: V = vocab_size, D = dim, L = layers, H = heads,
+    K = kv_heads, F = hidden, T = seq_len. Raises ConfigError at birth if they do not fit."""
+
+    vocab_size: int
+    dim: int
+    layers: int
+    heads: int
+    kv_heads: int
+    hidden: int
+    seq_len: int
+    rope_theta: float = 10000.0
+    norm_eps: float = 1e-5
+    tied: bool = True
+
+    def __post_init__(self) -> None:
+        checked = _check_model(vars(self), {field: field for field in HF_KEYS})
+        for field, value in checked.items():  # an int given for a float becomes one
+            object.__setattr__(self, field, value)
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one head, D / H: even, because rotary positions turn pairs."""
+        return self.dim // self.heads
+
+    def to_hf(self, eot: int) -> dict[str, Any]:
+        """The config.json of a LlamaForCausalLM whose texts begin and end with token ``eot``.
+
+        ``torch_dtype`` and a plain ``rope_theta`` are the spellings every version of transformers
+        and the GGUF converters read; transformers 5 takes them silently as ``dtype`` and
+        ``rope_parameters``.
+        """
+        sizes = {key: getattr(self, field) for field, key in HF_KEYS.items()}
+        return {
+            "architectures": ["LlamaForCausalLM"],
+            "model_type": "llama",
+            **sizes,
+            "head_dim": self.head_dim,
+            "hidden_act": "silu",
+            "attention_bias": False,
+            "mlp_bias": False,
+            "attention_dropout": 0.0,
+            "initializer_range": 0.02,
+            "bos_token_id": eot,
+            "eos_token_id": eot,
+            "torch_dtype": "float32",
+            "use_cache": True,
+        }
+
+    @classmethod
+    def from_hf(cls, d: Mapping[str, Any], where: str) -> ModelConfig:
+        """Read a config.json; ConfigError names ``where``, the key, and what does not fit."""
+        try:
+            values = _from_hf(d)
+            return cls(**_check_model(values, HF_KEYS))
+        except ConfigError as error:
+            raise ConfigError(f"{where}: {error}") from None
+
+
+def _from_hf(d: Mapping[str, Any]) -> dict[str, object]:
+    """Our fields out of Hugging Face's keys, refusing variants of Llama that we do not compute."""
+    for key, only, default in (
+        ("model_type", "llama", "llama"),
+        ("hidden_act", "silu", "silu"),
+        ("attention_bias", False, False),
+        ("mlp_bias", False, False),
+        ("rope_scaling", None, None),
+        ("quantization_config", None, None),
+    ):
+        value = d.get(key, default)
+        plain_rope = key == "rope_scaling" and _is_plain_rope(value)
+        if value != only and not plain_rope:
+            _refuse(key, value, "crystalline cannot express that", f"a model with {only!r}")
+    rope = d.get("rope_parameters") or {}
+    if not _is_plain_rope(rope):
+        rule = "crystalline knows only the default rotary positions"
+        _refuse("rope_parameters", rope, rule, "a model with rope_type 'default'")
+    # The defaults are those of LlamaConfig: a key left out means the same to both readers.
+    optional = {
+        "num_key_value_heads": d.get("num_attention_heads"),
+        "rope_theta": rope.get("rope_theta", 10000.0),
+        "rms_norm_eps": 1e-6,
+        "tie_word_embeddings": False,
+    }
+    values: dict[str, object] = {}
+    for field, key in HF_KEYS.items():
+        if key not in d and key not in optional:
+            raise ConfigError(f"{key} is missing; a Llama config.json states it, add it")
+        given = d.get(key)
+        values[field] = optional[key] if given is None and key in optional else given
+    heads, dim = values["heads"], values["dim"]
+    head_dim = d.get("head_dim")
+    sized = isinstance(heads, int) and isinstance(dim, int) and heads > 0 and dim > 0
+    if head_dim is not None and sized and head_dim * heads != dim:
+        rule = f"crystalline needs hidden_size / num_attention_heads = {dim} / {heads}"
+        _refuse("head_dim", head_dim, rule, "a model where they agree")
+    return values
+
+
+def _is_plain_rope(rope: object) -> bool:
+    """Whether a rope_scaling or rope_parameters entry means ordinary rotary positions."""
+    if not isinstance(rope, Mapping):
+        return False
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    return kind == "default" and rope.get("partial_rotary_factor", 1.0) in (None, 1.0)
+
+
+def parameter_shapes(c: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Every weight's name and shape (out, in), in the order in which they lie in the arena.
+
+    The names are Hugging Face's. There is no padding: q, k, v are neighbours and gate, up are
+    neighbours, so that the model can multiply by each run as by one matrix.
+    """
+    D, F, kv = c.dim, c.hidden, c.kv_heads * c.head_dim
+    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (c.vocab_size, D)}
+    for layer in range(c.layers):
+        p = f"model.layers.{layer}."
+        shapes[p + "input_layernorm.weight"] = (D,)
+        shapes[p + "self_attn.q_proj.weight"] = (D, D)
+        shapes[p + "self_attn.k_proj.weight"] = (kv, D)
+        shapes[p + "self_attn.v_proj.weight"] = (kv, D)
+        shapes[p + "self_attn.o_proj.weight"] = (D, D)
+        shapes[p + "post_attention_layernorm.weight"] = (D,)
+        shapes[p + "mlp.gate_proj.weight"] = (F, D)
+        shapes[p + "mlp.up_proj.weight"] = (F, D)
+        shapes[p + "mlp.down_proj.weight"] = (D, F)
+    shapes["model.norm.weight"] = (D,)
+    if not c.tied:
+        shapes["lm_head.weight"] = (c.vocab_size, D)
+    return shapes
+
+
+def parameter_count(c: ModelConfig) -> int:
+    """Number of weights; tied embeddings count once."""
+    return sum(math.prod(shape) for shape in parameter_shapes(c).values())
+
+
+PRESETS: dict[str, ModelConfig] = {
+    "seed": ModelConfig(10000, 256, 4, 8, 8, 688, 256),
+    "nano": ModelConfig(65, 128, 4, 4, 4, 352, 64),
+    "m": ModelConfig(32000, 768, 12, 12, 12, 2048, 512),
+}
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """What the user asked of a training run; None means chosen automatically.
+
+    At most one of ``minutes``, ``steps`` and ``epochs`` says how long to train.
+    """
+
+    minutes: float | None = None
+    steps: int | None = None
+    epochs: float | None = None
+    preset: str | None = None
+    vocab_size: int | None = None
+    dim: int | None = None
+    layers: int | None = None
+    heads: int | None = None
+    kv_heads: int | None = None
+    hidden: int | None = None
+    seq_len: int | None = None
+    batch_size: int | None = None
+    accumulate: int | None = None
+    lr: float | None = None
+    seed: int = 0
+    threads: int | None = None
+    val: tuple[str, ...] = ()
+    tokenizer: str | None = None
+
+    def __post_init__(self) -> None:
+        lengths = [f for f in ("minutes", "steps", "epochs") if getattr(self, f) is not None]
+        if len(lengths) > 1:
+            _refuse(lengths[1], getattr(self, lengths[1]), f"{lengths[0]} is given too", "one")
+        for field, (low, high, whole) in _WHOLE_RULES.items():
+            if getattr(self, field) is not None:
+                _whole(field, getattr(self, field), low, high, whole)
+        for field, (least, most, real) in _REAL_RULES.items():
+            if getattr(self, field) is not None:
+                value = _real(field, getattr(self, field), least, most, real)
+                object.__setattr__(self, field, value)
+        if self.preset is not None and self.preset not in list(PRESETS):
+            rule = f"the presets are {', '.join(PRESETS)}"
+            _refuse("preset", self.preset, rule, _nearest_name(str(self.preset), PRESETS) or "seed")
+
+
+_WHOLE_RULES = {  # field: least, most, a value that works
+    "steps": (1, INT32_MAX, 1000),
+    "vocab_size": (SMALLEST_VOCAB, INT32_MAX, 4096),
+    "dim": (2, INT32_MAX, 256),
+    "layers": (1, INT32_MAX, 4),
+    "heads": (1, INT32_MAX, 8),
+    "kv_heads": (1, INT32_MAX, 8),
+    "hidden": (1, INT32_MAX, 688),
+    "seq_len": (1, INT32_MAX, 256),
+    "batch_size": (1, INT32_MAX, 12),
+    "accumulate": (1, INT32_MAX, 1),
+    "seed": (0, SEED_MAX, 0),
+    "threads": (1, INT32_MAX, 1),
+}
+_REAL_RULES = {
+    "minutes": (1e-3, 1e7, 10.0),
+    "epochs": (1e-6, 1e7, 1.0),
+    "lr": (1e-9, 10.0, 1e-3),
+}
+
+
+def _nearest_name(name: str, known: Iterable[str]) -> str | None:
+    found = difflib.get_close_matches(name.lower().replace("-", "_"), list(known), n=1, cutoff=0.5)
+    return found[0] if found else None
+
+
+def train_config(options: Mapping[str, object], where: str) -> TrainConfig:
+    """A TrainConfig from named options (TOML, command line or keywords); None counts as not said.
+
+    Raises ConfigError that begins with ``where`` for an unknown name, with the nearest known one,
+    for a value of the wrong type, and for one that breaks a rule.
+    """
+    types = get_type_hints(TrainConfig)
+    known = [field.name for field in fields(TrainConfig)]
+    values: dict[str, Any] = {}
+    try:
+        for name, value in options.items():
+            if name not in types:
+                near = _nearest_name(name, known)
+                hint = f"did you mean {near}?" if near else f"the options are {', '.join(known)}"
+                raise ConfigError(f"unknown option {reprlib.repr(name)}; {hint}")
+            if value is not None:
+                values[name] = _convert(name, value, types[name])
+        return TrainConfig(**values)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from None
+
+
+_WANTED = {
+    "preset": ("the name of a preset", "'seed'"),
+    "val": ("a path or a list of paths", "['held_out.txt']"),
+    "tokenizer": ("a path", "'tokenizer.json'"),
+}
+
+
+def _convert(name: str, value: object, wanted: Any) -> Any:
+    if name == "val":  # one path is as good as a list of one
+        value = [value] if isinstance(value, str | os.PathLike) else value
+        if isinstance(value, list | tuple):
+            value = [os.fspath(v) if isinstance(v, os.PathLike) else v for v in value]
+    elif isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    try:
+        return msgspec.convert(value, wanted)
+    except msgspec.ValidationError:
+        if name in _WANTED:
+            kind, works = _WANTED[name]
+        elif name in _REAL_RULES:
+            kind, works = "a number", f"{_REAL_RULES[name][2]:g}"
+        else:
+            kind, works = "a whole number", f"{_WHOLE_RULES[name][2]}"
+        _refuse(name, value, f"must be {kind}", works)
+
+
+def load_toml(path: str | os.PathLike[str]) -> dict[str, object]:
+    """The top-level table of a TOML file; ConfigError names the file and, where known, the line."""
+    where = os.fspath(path)
+    try:
+        with open(where, "rb") as file:
+            data = file.read()
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise ConfigError(f"{where}: cannot be read ({reason}); give a TOML file") from error
+    try:
+        return tomllib.loads(data.decode())
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        raise ConfigError(f"{where}: line {line} is not UTF-8; save the file as UTF-8") from error
+    except ValueError as error:  # TOMLDecodeError, and integers too long for Python
+        raise ConfigError(f"{where}: not valid TOML: {error}; correct it there") from error

@@ -1,0 +1,266 @@
+"""Finding and reading the texts to train on, and holding some of them out.
+
+What is text is decided by looking inside, never by the name: every byte of a file is decoded once
+before it is used. What is left out is told, with the reason.
+"""
+
+from __future__ import annotations
+
+import codecs
+import hashlib
+import os
+import stat
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import BinaryIO
+
+from .errors import DataError
+
+MAX_FILE_BYTES = 64 << 20  # one document is held in memory whole while it is encoded
+CHUNK = 1 << 20  # bytes looked at together
+CONTROLS = frozenset(range(32)) - set(b"\t\n\v\f\r\b\x1b")  # bytes that prose and code do without
+FEW = 0.3  # share of bytes above 127 up to which a text may be Latin-1; noise has half
+HELD_OUT = 0.1  # share of the documents, and of the bytes where it can be
+NAMED = 3  # skipped files that an error names
+
+Path = str | os.PathLike[str]
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file that holds text: its path, its size in bytes and how its characters are written."""
+
+    path: str
+    size: int
+    encoding: str
+
+    def read(self) -> str:
+        """The whole text, line ends as they are. Raises DataError if it no longer is one."""
+        try:
+            with open(self.path, encoding=self.encoding, newline="") as file:
+                return file.read()
+        except (OSError, UnicodeError) as error:
+            raise DataError(
+                f"{shown(self.path)}: changed since it was found ({_why(error)});"
+                " keep the files as they are while training begins, and start again"
+            ) from error
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A file or folder that is not used. The reason reads ``kind`` or ``kind: what to do``."""
+
+    path: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A document, or a part of one: ``all``, ``head`` (nine tenths) or ``tail`` (the rest)."""
+
+    source: Source
+    part: str = "all"
+
+    def read(self) -> str:
+        """The characters of this part. Raises DataError."""
+        text = self.source.read()
+        cut = _cut(text)
+        return {"all": text, "head": text[:cut], "tail": text[cut:]}[self.part]
+
+
+def collect(
+    paths: Path | Iterable[Path], max_file_bytes: int = MAX_FILE_BYTES
+) -> tuple[list[Source], list[Skipped]]:
+    """Find every text in files and folders; folders are walked in the order of their names.
+
+    UTF-8 and UTF-16 with a byte-order mark are text. Hidden, binary, empty, oversized, undecodable
+    and unreadable files, special files, loops of links and files met before are skipped. Raises
+    DataError for a path that does not exist and where nothing is left.
+    """
+    given = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
+    if not given:
+        raise DataError("no path given; name a file or a folder that holds text or source code")
+    walk = _Walk(max_file_bytes)
+    for path in given:
+        name = os.fspath(path)
+        if not os.path.lexists(name):
+            raise DataError(f"{shown(name)}: no such file or folder; check the spelling")
+        walk.visit(name, ())
+    if not walk.sources:
+        raise DataError(_nothing(given, walk.skipped))
+    return walk.sources, walk.skipped
+
+
+def split(
+    sources: Sequence[Source], val_sources: Sequence[Source] | None = None
+) -> tuple[list[Piece], list[Piece]]:
+    """Documents to learn from, and documents held out to measure on.
+
+    Files of ``val_sources`` are never learnt from. Without them, a single document holds out the
+    last tenth of its characters, and of several about one in ten is held out whole: chosen by a
+    hash of its path below their common folder, so the choice stays when the folder moves. The
+    second list is empty for a single document of one character.
+    """
+    if val_sources is not None:
+        held = {os.path.realpath(source.path) for source in val_sources}
+        train = [Piece(s) for s in sources if os.path.realpath(s.path) not in held]
+        if not train:
+            raise DataError(
+                "every document to train on is also held out for validation; "
+                "name other files for validation"
+            )
+        return train, [Piece(source) for source in val_sources]
+    if len(sources) == 1:
+        only = sources[0]
+        if _cut(only.read()) == 0:
+            return [Piece(only)], []
+        return [Piece(only, "head")], [Piece(only, "tail")]
+    held = _hold_out(sources)
+    return (
+        [Piece(source) for source in sources if source.path not in held],
+        [Piece(source) for source in sources if source.path in held],
+    )
+
+
+def shown(path: str) -> str:
+    """A path that can be printed, whatever bytes its name holds."""
+    return os.fsencode(path).decode(errors="replace")
+
+
+def _cut(text: str) -> int:
+    """Where the last tenth begins. It is never empty, since 0.9 n rounds down."""
+    return int(0.9 * len(text))
+
+
+def _hold_out(sources: Sequence[Source]) -> set[str]:
+    """The paths of at least one document, of about a tenth of them, of a tenth of the bytes."""
+    common = os.path.commonpath([os.path.dirname(os.path.abspath(s.path)) for s in sources])
+
+    def rank(source: Source) -> bytes:
+        return hashlib.sha256(os.fsencode(os.path.relpath(source.path, common))).digest()
+
+    budget = HELD_OUT * sum(source.size for source in sources)
+    held: set[str] = set()
+    for source in sorted(sources, key=rank):
+        if len(held) < max(1, round(HELD_OUT * len(sources))) and source.size <= budget:
+            held.add(source.path)
+            budget -= source.size
+    # No document is as small as a tenth of the whole: the smallest is the nearest to it.
+    return held or {min(sources, key=lambda source: (source.size, rank(source))).path}
+
+
+@dataclass
+class _Walk:
+    """One walk over all given paths: what was found, and what was met before."""
+
+    max_file_bytes: int
+    sources: list[Source] = field(default_factory=list)
+    skipped: list[Skipped] = field(default_factory=list)
+    met: dict[tuple[int, int], str] = field(default_factory=dict)
+
+    def visit(self, path: str, above: tuple[tuple[int, int], ...]) -> None:
+        """Take a file or a folder in; ``above`` identifies the folders around it."""
+        try:
+            reason = self._visit(path, above)
+        except OSError as error:
+            # A link to itself or to nothing fails here as well.
+            reason = f"unreadable: {error.strerror}"
+        if reason:
+            self.skipped.append(Skipped(shown(path), reason))
+
+    def _visit(self, path: str, above: tuple[tuple[int, int], ...]) -> str:
+        status = os.stat(path)
+        identity = (status.st_dev, status.st_ino)
+        if identity in above:
+            return "loop of links"
+        if identity in self.met:
+            return f"same as another: {shown(self.met[identity])}"
+        if stat.S_ISDIR(status.st_mode):
+            self.met[identity] = path
+            for name in sorted(os.listdir(path), key=os.fsencode):
+                inside = os.path.join(path, name)
+                if name.startswith("."):
+                    self.skipped.append(Skipped(shown(inside), "hidden"))
+                else:
+                    self.visit(inside, (*above, identity))
+            return ""
+        if not stat.S_ISREG(status.st_mode):
+            return "special file"
+        self.met[identity] = path
+        if status.st_size > self.max_file_bytes:
+            return (
+                f"oversized: {status.st_size / 2**20:.1f} MiB, at most"
+                f" {self.max_file_bytes / 2**20:.1f} MiB; cut it with split -C"
+            )
+        with open(path, "rb") as file:
+            encoding, reason = _recognise(file)
+        if not reason:
+            self.sources.append(Source(path, status.st_size, encoding))
+        return reason
+
+
+def _recognise(file: BinaryIO) -> tuple[str, str]:
+    """The encoding of a file, or the reason why it is not text."""
+    start = file.read(4)
+    file.seek(0)
+    encoding = "utf-8"
+    if start.startswith(codecs.BOM_UTF8):
+        encoding = "utf-8-sig"
+    elif start in (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE):
+        return "", "undecodable: UTF-32; convert it with iconv -f UTF-32 -t UTF-8"
+    elif start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        encoding = "utf-16"
+    length = controls = 0
+    try:
+        for text in _decoded(file, encoding):
+            if "\0" in text:
+                return "", "binary"
+            length += len(text)
+            controls += sum(text.count(chr(control)) for control in CONTROLS)
+    except UnicodeDecodeError:
+        return "", _foreign(file, encoding)
+    if length == 0:
+        return "", "empty"
+    if 10 * controls > length:
+        return "", "binary"
+    return encoding, ""
+
+
+def _decoded(file: BinaryIO, encoding: str) -> Iterator[str]:
+    decoder = codecs.getincrementaldecoder(encoding)()
+    while chunk := file.read(CHUNK):
+        yield decoder.decode(chunk)
+    yield decoder.decode(b"", final=True)
+
+
+def _foreign(file: BinaryIO, encoding: str) -> str:
+    """What a file is that cannot be decoded: most likely Latin-1, or no text at all."""
+    if encoding == "utf-16":
+        return "undecodable: damaged UTF-16; save it again as UTF-8"
+    file.seek(0)
+    length = controls = high = 0
+    while chunk := file.read(CHUNK):
+        length += len(chunk)
+        controls += sum(chunk.count(control) for control in CONTROLS)
+        high += len(chunk) - len(chunk.translate(None, bytes(range(128, 256))))
+    if controls == 0 and high <= FEW * length:
+        return "undecodable: not UTF-8, perhaps Latin-1; convert it with iconv -f latin1 -t utf-8"
+    return "binary"
+
+
+def _nothing(given: Sequence[Path], skipped: Sequence[Skipped]) -> str:
+    """The message where no text was found: counts by kind and the first few."""
+    where = ", ".join(shown(os.fspath(path)) for path in given[:NAMED])
+    where += f" and {len(given) - NAMED} more" if len(given) > NAMED else ""
+    if len(given) == len(skipped) == 1 and skipped[0].path == where:
+        return f"{where}: cannot train on it, {skipped[0].reason}"
+    kinds = Counter(item.reason.split(":")[0] for item in skipped)
+    counts = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
+    first = "; ".join(f"{item.path}: {item.reason}" for item in skipped[:NAMED])
+    found = f"{counts} (first: {first})" if skipped else "no files in it"
+    return f"{where}: no text to train on: {found}; give text or source code in UTF-8"
+
+
+def _why(error: OSError | UnicodeError) -> str:
+    return (error.strerror or str(error)) if isinstance(error, OSError) else error.args[-1]

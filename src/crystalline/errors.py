@@ -1,0 +1,35 @@
+"""The errors the package raises on purpose: one line each, with the exit code the command uses."""
+
+
+class CrystallineError(Exception):
+    """Something failed that no argument caused; the command ends with ``exit_code``."""
+
+    exit_code = 1
+
+
+class UsageError(CrystallineError, ValueError):
+    """An argument, a path or a setting is wrong; nothing was changed."""
+
+    exit_code = 2
+
+
+class ConfigError(UsageError):
+    """A configuration value breaks a rule: names the field, the value and one that works."""
+
+
+class DataError(UsageError):
+    """The training text is missing, unreadable or empty."""
+
+
+class CheckpointError(CrystallineError):
+    """A checkpoint is missing, damaged or could not be written."""
+
+
+class NumericsError(CrystallineError):
+    """Training produced a value that is not finite; the last checkpoint is untouched."""
+
+
+class Interrupted(CrystallineError):
+    """Training was stopped by a signal after its checkpoint was written."""
+
+    exit_code = 130
