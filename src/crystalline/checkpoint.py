@@ -69,7 +69,7 @@ PathOf = Callable[[str], str]  # name of a file of the checkpoint -> verified pa
 T = TypeVar("T")
 
 
-def save_model(  # noqa: PLR0913  # all that one checkpoint holds
+def save_model(
     folder: Path,
     config: ModelConfig,
     tokenizer: Tokenizer,
@@ -104,7 +104,9 @@ def save_model(  # noqa: PLR0913  # all that one checkpoint holds
             _commit(folder, contents)
     except OSError as error:
         reason = error.strerror or error
-        raise CheckpointError(f"{folder}: cannot save there ({reason}); choose a folder") from error
+        raise CheckpointError(
+            f"{folder}: cannot save there ({reason}); choose a folder that can be written"
+        ) from error
 
 
 def load_model(folder: Path) -> tuple[ModelConfig, Tokenizer, dict[str, Array]]:
@@ -211,11 +213,9 @@ def _read_manifest(path: str) -> Manifest | None:
     manifest = parse_manifest(data)
     if manifest is not None and manifest.keys() <= set(FILES):
         return manifest
-    advice = f"delete it to return to the checkpoint in {CHECKSUMS}"
-    raise CheckpointError(
-        f"{path}: damaged, it does not match its own checksum; "
-        f"{advice if os.path.basename(path) == COMMIT else REMEDY}"
-    )
+    pending = os.path.basename(path) == COMMIT
+    advice = "delete it to return to the earlier checkpoint" if pending else REMEDY
+    raise CheckpointError(f"{path}: damaged, it does not match its own checksum; {advice}")
 
 
 def _current(folder: str) -> tuple[bool, Manifest]:
@@ -281,10 +281,9 @@ def _commit(folder: str, contents: Mapping[str, Content]) -> None:
         _finish(folder, check=False)
     except OSError as error:
         if offered and not os.path.exists(commit + NEW):
-            reason = error.strerror or error
             raise CheckpointError(
-                f"{folder}: the new checkpoint is written but not yet in place ({reason}); "
-                "see to that and open the folder again, which completes it"
+                f"{folder}: the new checkpoint is written but not yet in place "
+                f"({error.strerror or error}); open the folder again, which completes it"
             ) from error
         with contextlib.suppress(OSError):
             _sweep(folder)

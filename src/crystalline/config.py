@@ -79,7 +79,7 @@ def _check_model(values: Mapping[str, object], shown: Mapping[str, str]) -> dict
     }
     dim, heads, kv_heads = out["dim"], out["heads"], out["kv_heads"]
     if dim % 2:
-        _refuse(shown["dim"], dim, "must be even", f"{dim + 1}")
+        _refuse(shown["dim"], dim, "must be even", f"{dim - 1}")
     if dim % (2 * heads):
         rule = f"{shown['dim']} {dim} must divide into that many heads of an even width"
         _refuse(shown["heads"], heads, rule, _near(_divisors(dim // 2), heads))

@@ -19,8 +19,10 @@ from .errors import DataError
 
 MAX_FILE_BYTES = 64 << 20  # one document is held in memory whole while it is encoded
 CHUNK = 1 << 20  # bytes looked at together
-CONTROLS = frozenset(range(32)) - set(b"\t\n\v\f\r\b\x1b")  # bytes that prose and code do without
-FEW = 0.3  # share of bytes above 127 up to which a text may be Latin-1; noise has half
+# Prose and code do without these; left out are white space and what old terminals and DOS wrote.
+CONTROLS = sorted(set(map(chr, range(32))) - set("\t\n\v\f\r\b\x1a\x1b"))
+MANY_CONTROLS = 0.1  # share of control characters from which a file is no text
+MANY_HIGH = 0.3  # share of bytes above 127 that no Latin-1 prose has
 HELD_OUT = 0.1  # share of the documents, and of the bytes where it can be
 NAMED = 3  # skipped files that an error names
 
@@ -86,7 +88,7 @@ def collect(
         name = os.fspath(path)
         if not os.path.lexists(name):
             raise DataError(f"{shown(name)}: no such file or folder; check the spelling")
-        walk.visit(name, ())
+        walk.visit(name)
     if not walk.sources:
         raise DataError(_nothing(given, walk.skipped))
     return walk.sources, walk.skipped
@@ -150,6 +152,10 @@ def _hold_out(sources: Sequence[Source]) -> set[str]:
     return held or {min(sources, key=lambda source: (source.size, rank(source))).path}
 
 
+class _Unusable(Exception):
+    """Why a file or folder is not used."""
+
+
 @dataclass
 class _Walk:
     """One walk over all given paths: what was found, and what was met before."""
@@ -159,72 +165,71 @@ class _Walk:
     skipped: list[Skipped] = field(default_factory=list)
     met: dict[tuple[int, int], str] = field(default_factory=dict)
 
-    def visit(self, path: str, above: tuple[tuple[int, int], ...]) -> None:
-        """Take a file or a folder in; ``above`` identifies the folders around it."""
-        try:
-            reason = self._visit(path, above)
-        except OSError as error:
-            # A link to itself or to nothing fails here as well.
-            reason = f"unreadable: {error.strerror}"
-        if reason:
-            self.skipped.append(Skipped(shown(path), reason))
-
-    def _visit(self, path: str, above: tuple[tuple[int, int], ...]) -> str:
-        status = os.stat(path)
-        identity = (status.st_dev, status.st_ino)
-        if identity in above:
-            return "loop of links"
-        if identity in self.met:
-            return f"same as another: {shown(self.met[identity])}"
-        if stat.S_ISDIR(status.st_mode):
-            self.met[identity] = path
-            for name in sorted(os.listdir(path), key=os.fsencode):
-                inside = os.path.join(path, name)
-                if name.startswith("."):
-                    self.skipped.append(Skipped(shown(inside), "hidden"))
+    def visit(self, given: str) -> None:
+        """Take in a file, or a folder and all below it."""
+        # Each path goes with the folders around it, as device and inode: a loop leads back there.
+        todo: list[tuple[str, frozenset[tuple[int, int]]]] = [(given, frozenset())]
+        while todo:
+            path, above = todo.pop()
+            try:
+                if path != given and os.path.basename(path).startswith("."):
+                    raise _Unusable("hidden")
+                status = os.stat(path)
+                identity = (status.st_dev, status.st_ino)
+                if identity in above:
+                    raise _Unusable("loop of links")
+                if identity in self.met:
+                    raise _Unusable(f"same as another: {shown(self.met[identity])}")
+                self.met[identity] = path
+                if stat.S_ISDIR(status.st_mode):
+                    names = sorted(os.listdir(path), key=os.fsencode, reverse=True)
+                    within = above | {identity}
+                    todo.extend((os.path.join(path, name), within) for name in names)
                 else:
-                    self.visit(inside, (*above, identity))
-            return ""
+                    self.sources.append(self._examine(path, status))
+            except _Unusable as error:
+                self.skipped.append(Skipped(shown(path), str(error)))
+            except OSError as error:
+                # A link to nothing or to itself fails here as well.
+                self.skipped.append(Skipped(shown(path), f"unreadable: {_why(error)}"))
+
+    def _examine(self, path: str, status: os.stat_result) -> Source:
         if not stat.S_ISREG(status.st_mode):
-            return "special file"
-        self.met[identity] = path
+            raise _Unusable("special file")
         if status.st_size > self.max_file_bytes:
-            return (
+            raise _Unusable(
                 f"oversized: {status.st_size / 2**20:.1f} MiB, at most"
                 f" {self.max_file_bytes / 2**20:.1f} MiB; cut it with split -C"
             )
         with open(path, "rb") as file:
-            encoding, reason = _recognise(file)
-        if not reason:
-            self.sources.append(Source(path, status.st_size, encoding))
-        return reason
+            return Source(path, status.st_size, _recognise(file))
 
 
-def _recognise(file: BinaryIO) -> tuple[str, str]:
-    """The encoding of a file, or the reason why it is not text."""
+def _recognise(file: BinaryIO) -> str:
+    """The encoding of a file. Raises _Unusable if it is not text."""
     start = file.read(4)
     file.seek(0)
     encoding = "utf-8"
     if start.startswith(codecs.BOM_UTF8):
         encoding = "utf-8-sig"
     elif start in (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE):
-        return "", "undecodable: UTF-32; convert it with iconv -f UTF-32 -t UTF-8"
+        raise _Unusable("undecodable: UTF-32; convert it with iconv -f UTF-32 -t UTF-8")
     elif start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         encoding = "utf-16"
     length = controls = 0
     try:
         for text in _decoded(file, encoding):
             if "\0" in text:
-                return "", "binary"
+                raise _Unusable("binary")
             length += len(text)
-            controls += sum(text.count(chr(control)) for control in CONTROLS)
-    except UnicodeDecodeError:
-        return "", _foreign(file, encoding)
+            controls += sum(map(text.count, CONTROLS))
+    except UnicodeDecodeError as error:
+        raise _Unusable(_foreign(file, encoding)) from error
     if length == 0:
-        return "", "empty"
-    if 10 * controls > length:
-        return "", "binary"
-    return encoding, ""
+        raise _Unusable("empty")
+    if controls > MANY_CONTROLS * length:
+        raise _Unusable("binary")
+    return encoding
 
 
 def _decoded(file: BinaryIO, encoding: str) -> Iterator[str]:
@@ -235,18 +240,19 @@ def _decoded(file: BinaryIO, encoding: str) -> Iterator[str]:
 
 
 def _foreign(file: BinaryIO, encoding: str) -> str:
-    """What a file is that cannot be decoded: most likely Latin-1, or no text at all."""
+    """What a file is that cannot be decoded: text in an older encoding, or no text at all."""
     if encoding == "utf-16":
         return "undecodable: damaged UTF-16; save it again as UTF-8"
     file.seek(0)
-    length = controls = high = 0
+    length = high = 0
     while chunk := file.read(CHUNK):
+        if any(control.encode() in chunk for control in CONTROLS):
+            return "binary"
         length += len(chunk)
-        controls += sum(chunk.count(control) for control in CONTROLS)
         high += len(chunk) - len(chunk.translate(None, bytes(range(128, 256))))
-    if controls == 0 and high <= FEW * length:
-        return "undecodable: not UTF-8, perhaps Latin-1; convert it with iconv -f latin1 -t utf-8"
-    return "binary"
+    if high > MANY_HIGH * length:
+        return "undecodable: not UTF-8; convert it with iconv -f ITS-ENCODING -t utf-8"
+    return "undecodable: not UTF-8, perhaps Latin-1; convert it with iconv -f latin1 -t utf-8"
 
 
 def _nothing(given: Sequence[Path], skipped: Sequence[Skipped]) -> str:

@@ -44,7 +44,23 @@ LONG_WORD = 256  # characters; the trainer's time grows with the square of a wor
 _CUT = re.compile(r"(?<=\S)[ \n\r\t]")
 _LONG = re.compile(rf"(\S{{{LONG_WORD}}})")
 
+_THREADS = "TOKENIZERS_PARALLELISM"
+
 Ids = npt.NDArray[np.int32]
+
+
+def _before_fork() -> None:
+    os.environ.setdefault(_THREADS, "")
+
+
+def _after_fork() -> None:
+    if os.environ.get(_THREADS) == "":
+        del os.environ[_THREADS]
+
+
+# A forked child has none of the package's threads. The empty setting, which it reads as "no",
+# makes it work without them there, and without a warning on the standard error.
+os.register_at_fork(before=_before_fork, after_in_parent=_after_fork)
 
 
 def default_vocab_size(corpus_bytes: int) -> int:

@@ -5,7 +5,7 @@ cdef extern from "crystalline/kernels.h" nogil:
     ctypedef enum cry_status:
         CRY_OK, CRY_BAD_SHAPE, CRY_BAD_GROUPS, CRY_BAD_INDEX, CRY_NO_SCRATCH, CRY_BAD_ISA
     ctypedef struct cry_adamw:
-        float grad_scale, beta1, beta2, step_size, eps, decay, root_bias2
+        float grad_scale, beta1, rest1, beta2, rest2, step_size, eps, decay, root_bias2
     ctypedef struct cry_attention:
         int64_t T, H, K, head_dim
         float scale

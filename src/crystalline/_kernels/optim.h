@@ -1,5 +1,5 @@
 /* AdamW with decoupled decay (Loshchilov and Hutter 2019), and the sum of squares for clipping.
- *   g = grad_scale grad;  m = b1 m + (1 - b1) g;  v = b2 v + (1 - b2) g^2
+ *   g = grad_scale grad;  m = b1 m + rest1 g;  v = b2 v + rest2 g^2,  rest = 1 - b
  *   p = decay p - step_size m / (sqrt(v) / root_bias2 + eps) */
 #ifndef CRY_OPTIM_H
 #define CRY_OPTIM_H
@@ -10,7 +10,7 @@
 static void adamw(float *p, float *m, float *v, const float *grad, int64_t n, const cry_adamw *c)
 {
     v16 b1 = v16_set(c->beta1), b2 = v16_set(c->beta2), scale = v16_set(c->grad_scale);
-    v16 a1 = v16_set(1.0f - c->beta1), a2 = v16_set(1.0f - c->beta2), decay = v16_set(c->decay);
+    v16 a1 = v16_set(c->rest1), a2 = v16_set(c->rest2), decay = v16_set(c->decay);
     v16 step = v16_set(-c->step_size), eps = v16_set(c->eps), root = v16_set(c->root_bias2);
     for (int64_t j = 0; j < n; j += 16) {
         int64_t left = n - j;

@@ -354,10 +354,11 @@ cdef class Team:
         _check("head", status)
 
     def adamw(self, float[::1] p, float[::1] m, float[::1] v, const float[::1] grad, *,
-              float grad_scale, float beta1, float beta2, float step_size, float eps, float decay,
-              float root_bias2):
+              float grad_scale, double beta1, double beta2, float step_size, float eps,
+              float decay, float root_bias2):
         """One AdamW update of p, m, v (n) in place; the formula stands in ``cry_adamw``."""
-        cdef cry_adamw c = cry_adamw(grad_scale, beta1, beta2, step_size, eps, decay, root_bias2)
+        cdef cry_adamw c = cry_adamw(grad_scale, beta1, 1.0 - beta1, beta2, 1.0 - beta2, step_size, eps,
+                                     decay, root_bias2)
         cdef cry_status status
         for n in (m.shape[0], v.shape[0], grad.shape[0]):
             _same("adamw", "entries of m, v or grad", n, "entries of p", p.shape[0])

@@ -42,8 +42,9 @@ typedef struct cry_branch {
 } cry_branch;
 
 typedef struct cry_adamw {
-    float grad_scale, beta1, beta2, step_size, eps, decay, root_bias2;
-    /* g = grad_scale grad;  m = beta1 m + (1 - beta1) g;  v = beta2 v + (1 - beta2) g^2
+    float grad_scale, beta1, rest1, beta2, rest2, step_size, eps, decay, root_bias2;
+    /* g = grad_scale grad;  m = beta1 m + rest1 g;  v = beta2 v + rest2 g^2;  rest = 1 - beta
+     * (taken in double: near 1 the float difference is off by hundreds of roundings)
      * p = decay p - step_size m / (sqrt(v) / root_bias2 + eps) */
 } cry_adamw;
 

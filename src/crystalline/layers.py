@@ -1,0 +1,192 @@
+"""The steps of the decoder: each has its forward and, beside it, its hand-written backward.
+
+A step reads and writes named arrays of a :class:`Workspace`: w weights, g their gradients (same
+names), a activations, one set per (batch, length).  R = B T rows, D width, F feed-forward width,
+E = (heads + 2 kv_heads) head_dim, V vocabulary.  ``dx`` (R, D) is the gradient of the residual
+stream, handed from step to step backwards.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from crystalline._native import Team
+from crystalline.config import ModelConfig
+
+Floats = NDArray[np.float32]
+
+
+@dataclass
+class Workspace:
+    """Everything the steps work on."""
+
+    config: ModelConfig
+    team: Team
+    w: dict[str, Floats]
+    g: dict[str, Floats]
+    a: dict[str, Floats]
+    cosine: Floats
+    sine: Floats
+    groups: NDArray[np.int64]  # 13 row starts
+    ids: NDArray[np.int32]  # (R,)
+    targets: NDArray[np.int32]  # (R,), -1 where there is no loss
+    T: int
+    scale: float = 1.0  # of the loss, for its gradient
+    accumulate: bool = False  # add to the gradients rather than set them
+
+
+class Step(Protocol):
+    """One entry of the graph."""
+
+    def forward(self, s: Workspace) -> None: ...
+
+    def backward(self, s: Workspace) -> None: ...
+
+
+def activation_shapes(c: ModelConfig, B: int, T: int, training: bool) -> dict[str, tuple[int, ...]]:
+    """Every array the steps keep for a batch of B sequences of T tokens.
+
+    Without training each layer writes over the arrays of the one before.
+    """
+    R, D, F = B * T, c.dim, c.hidden
+    E = (c.heads + 2 * c.kv_heads) * c.head_dim
+    shapes: dict[str, tuple[int, ...]] = {}
+    for layer in range(c.layers if training else 1):
+        shapes |= {
+            f"{layer}.x": (R, D), f"{layer}.h1": (R, D), f"{layer}.r1": (R,),
+            f"{layer}.qkv": (R, E), f"{layer}.att": (R, D), f"{layer}.lse": (R * c.heads,),
+            f"{layer}.mid": (R, D), f"{layer}.h2": (R, D), f"{layer}.r2": (R,),
+            f"{layer}.gu": (R, 2 * F), f"{layer}.act": (R, F),
+        }  # fmt: skip
+    shapes |= {"x": (R, D), "h": (R, D), "r": (R,), "losses": (R,)}
+    if training:
+        shapes |= {"dx": (R, D), "dh": (R, D), "dqkv": (R, E), "dact": (R, F)}
+    return shapes
+
+
+class Embed:
+    """x = embedding of the ids."""
+
+    def forward(self, s: Workspace) -> None:
+        s.team.embedding(s.a["0.x"], s.w["model.embed_tokens.weight"], s.ids)
+
+    def backward(self, s: Workspace) -> None:
+        # Tied weights: the head has set this gradient already.
+        accumulate = s.accumulate or s.config.tied
+        dw = s.g["model.embed_tokens.weight"]
+        order = np.empty(len(s.ids), np.int32)
+        index = np.empty(len(dw) + 1, np.int64)
+        s.team.embedding_bwd(dw, s.a["dx"], s.ids, s.groups, order, index, accumulate=accumulate)
+
+
+class Attention:
+    """mid = x + O attention(rope(QKV norm(x)))."""
+
+    def __init__(self, layer: int, slot: int) -> None:
+        self.w = f"model.layers.{layer}."
+        self.a = f"{slot}."
+
+    def forward(self, s: Workspace) -> None:
+        c, team, a = s.config, s.team, self.a
+        x, h, qkv = s.a[a + "x"], s.a[a + "h1"], s.a[a + "qkv"]
+        team.rmsnorm(h, s.a[a + "r1"], x, s.w[self.w + "input_layernorm.weight"], c.norm_eps)
+        team.matmul(qkv, h, s.w[self.w + "self_attn.qkv"])
+        team.rope(qkv, s.cosine, s.sine, c.heads + c.kv_heads, s.T)
+        team.attention(s.a[a + "att"], s.a[a + "lse"], qkv, s.T, c.heads, c.kv_heads)
+        team.matmul(s.a[a + "mid"], s.a[a + "att"], s.w[self.w + "self_attn.o_proj.weight"], x)
+
+    def backward(self, s: Workspace) -> None:
+        c, team, a, more = s.config, s.team, self.a, s.accumulate
+        dx, datt, dqkv, qkv = s.a["dx"], s.a["dh"], s.a["dqkv"], s.a[a + "qkv"]
+        out, norm = self.w + "self_attn.o_proj.weight", self.w + "input_layernorm.weight"
+        team.matmul_dw(s.g[out], dx, s.a[a + "att"], s.groups, accumulate=more)
+        team.matmul_dx(datt, dx, s.w[out])
+        team.attention_bwd(
+            dqkv, datt, s.a[a + "att"], qkv, s.a[a + "lse"], s.T, c.heads, c.kv_heads
+        )
+        team.rope(dqkv, s.cosine, s.sine, c.heads + c.kv_heads, s.T, inverse=True)
+        fused = self.w + "self_attn.qkv"
+        team.matmul_dw(s.g[fused], dqkv, s.a[a + "h1"], s.groups, accumulate=more)
+        team.matmul_dx(s.a["dh"], dqkv, s.w[fused])
+        team.rmsnorm_bwd(
+            dx, s.g[norm], s.a["dh"], s.a[a + "x"], s.w[norm], s.a[a + "r1"], s.groups,
+            add=True, accumulate=more,
+        )  # fmt: skip
+
+
+class FeedForward:
+    """x' = mid + down(silu(gate(norm(mid))) up(norm(mid)))."""
+
+    def __init__(self, layer: int, slot: int, following: str) -> None:
+        self.w = f"model.layers.{layer}."
+        self.a = f"{slot}."
+        self.out = following  # where the next step reads
+
+    def forward(self, s: Workspace) -> None:
+        team, a, w = s.team, self.a, self.w
+        mid, h, gu, act = s.a[a + "mid"], s.a[a + "h2"], s.a[a + "gu"], s.a[a + "act"]
+        norm = s.w[w + "post_attention_layernorm.weight"]
+        team.rmsnorm(h, s.a[a + "r2"], mid, norm, s.config.norm_eps)
+        team.matmul(gu, h, s.w[w + "mlp.gate_up"])
+        team.swiglu(act, gu)
+        team.matmul(s.a[self.out], act, s.w[w + "mlp.down_proj.weight"], mid)
+
+    def backward(self, s: Workspace) -> None:
+        team, a, w, more = s.team, self.a, self.w, s.accumulate
+        dx, dact, gu = s.a["dx"], s.a["dact"], s.a[a + "gu"]
+        down, fused, norm = (
+            w + "mlp.down_proj.weight",
+            w + "mlp.gate_up",
+            w + "post_attention_layernorm.weight",
+        )
+        team.matmul_dw(s.g[down], dx, s.a[a + "act"], s.groups, accumulate=more)
+        team.matmul_dx(dact, dx, s.w[down])
+        team.swiglu_bwd(gu, dact, gu)  # the gradient takes gu's place: nothing needs gu any more
+        team.matmul_dw(s.g[fused], gu, s.a[a + "h2"], s.groups, accumulate=more)
+        team.matmul_dx(s.a["dh"], gu, s.w[fused])
+        team.rmsnorm_bwd(
+            dx, s.g[norm], s.a["dh"], s.a[a + "mid"], s.w[norm], s.a[a + "r2"], s.groups,
+            add=True, accumulate=more,
+        )  # fmt: skip
+
+
+class Head:
+    """losses = cross-entropy of norm(x) W^T against the targets."""
+
+    def __init__(self, tied: bool) -> None:
+        self.weight = "model.embed_tokens.weight" if tied else "lm_head.weight"
+
+    def _norm(self, s: Workspace) -> None:
+        norm = s.w["model.norm.weight"]
+        s.team.rmsnorm(s.a["h"], s.a["r"], s.a["x"], norm, s.config.norm_eps)
+
+    def forward(self, s: Workspace) -> None:
+        self._norm(s)
+        s.team.head(s.a["losses"], s.a["h"], s.w[self.weight], s.targets, s.groups)
+
+    def backward(self, s: Workspace) -> None:
+        """Forward and backward in one: logits exist once, while their block is in the cache."""
+        self._norm(s)
+        s.team.head(
+            s.a["losses"], s.a["h"], s.w[self.weight], s.targets, s.groups,
+            s.a["dh"], s.g[self.weight], s.scale, accumulate=s.accumulate,
+        )  # fmt: skip
+        s.team.rmsnorm_bwd(
+            s.a["dx"], s.g["model.norm.weight"], s.a["dh"], s.a["x"], s.w["model.norm.weight"],
+            s.a["r"], s.groups, accumulate=s.accumulate,
+        )  # fmt: skip
+
+
+def decoder_steps(c: ModelConfig, training: bool) -> list[Step]:
+    """The graph.  Without training all layers share the arrays of slot 0, and its x is rewritten."""
+    steps: list[Step] = [Embed()]
+    for layer in range(c.layers):
+        slot = layer if training else 0
+        last = layer == c.layers - 1
+        following = "x" if last else f"{layer + 1}.x" if training else "0.x"
+        steps += [Attention(layer, slot), FeedForward(layer, slot, following)]
+    return [*steps, Head(c.tied)]

@@ -1,0 +1,161 @@
+"""The decoder: its weights in one block, its activations in another, and the graph that uses them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from crystalline._native import Team
+from crystalline.config import ModelConfig, parameter_count, parameter_shapes
+from crystalline.layers import Floats, Workspace, activation_shapes, decoder_steps
+from crystalline.memory import arena
+from crystalline.positions import rope_tables
+
+GROUPS = 12
+
+
+class Parameters:
+    """Weights, gradients or moments: one flat array with a view for every name.
+
+    Beside the names of the file format there are ``self_attn.qkv`` and ``mlp.gate_up``: what lies
+    next to each other in memory, as one matrix.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        self.config = config
+        self.flat = arena(parameter_count(config))
+        self.named: dict[str, Floats] = {}
+        self.spans: dict[str, tuple[int, int]] = {}
+        at = 0
+        for name, shape in parameter_shapes(config).items():
+            end = at + int(np.prod(shape))
+            self.spans[name] = (at, end)
+            self.named[name] = self.flat[at:end].reshape(shape)
+            at = end
+        self.fused = dict(self.named)
+        for layer in range(config.layers):
+            p = f"model.layers.{layer}."
+            self.fused[p + "self_attn.qkv"] = self._joined(
+                p + "self_attn.q_proj.weight", p + "self_attn.v_proj.weight"
+            )
+            self.fused[p + "mlp.gate_up"] = self._joined(
+                p + "mlp.gate_proj.weight", p + "mlp.up_proj.weight"
+            )
+
+    def _joined(self, first: str, last: str) -> Floats:
+        return self.flat[self.spans[first][0] : self.spans[last][1]].reshape(-1, self.config.dim)
+
+    def load(self, tensors: dict[str, Floats]) -> None:
+        """Copies tensors named and shaped like these."""
+        for name, view in self.named.items():
+            view[...] = tensors[name]
+
+
+def initialise(parameters: Parameters, seed: int) -> None:
+    """Normal weights of deviation 0.02, the layers' outputs 0.02 / sqrt(2 L); norm gains one.
+
+    A value is the sum of twelve 16-bit uniform integers (variance 1, mean 0 after centring): only
+    integer draws and exact arithmetic, so no machine's logarithm can change a bit.
+    """
+    c = parameters.config
+    bits = np.random.PCG64(seed)
+    for name, view in parameters.named.items():
+        if view.ndim == 1:
+            view[...] = 1.0
+            continue
+        sigma = 0.02
+        if name.endswith(("o_proj.weight", "down_proj.weight")):
+            sigma /= (2 * c.layers) ** 0.5
+        flat = view.reshape(-1)
+        for at in range(0, flat.size, 1 << 18):
+            n = min(1 << 18, flat.size - at)
+            draws = bits.random_raw(3 * n).view(np.uint16).reshape(n, 12).sum(1, dtype=np.int64)
+            flat[at : at + n] = (draws - 6 * 65535) * (sigma / 65536)
+
+
+def group_order(B: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The order in which B sequences are laid out, group by group (sequence s is of group s mod
+    12), and the 13 starts of the groups, in sequences."""
+    groups = np.arange(B) % GROUPS
+    order = np.argsort(groups, kind="stable")
+    starts = np.concatenate([[0], np.cumsum(np.bincount(groups, minlength=GROUPS))])
+    return order, starts.astype(np.int64)
+
+
+def _views(shapes: dict[str, tuple[int, ...]]) -> dict[str, Floats]:
+    """One block of memory cut into arrays, each on a cache line."""
+    sizes = {name: -(-int(np.prod(shape)) // 16) * 16 for name, shape in shapes.items()}
+    block, at, views = arena(sum(sizes.values())), 0, {}
+    for name, shape in shapes.items():
+        views[name] = block[at : at + int(np.prod(shape))].reshape(shape)
+        at += sizes[name]
+    return views
+
+
+class Decoder:
+    """Forward and backward over batches of B sequences of T tokens, planned at birth.
+
+    ``gradients`` None plans for losses only, with one layer's activations.
+    """
+
+    def __init__(
+        self, weights: Parameters, team: Team, B: int, T: int, gradients: Parameters | None = None
+    ) -> None:
+        c = weights.config
+        self.config, self.B, self.T = c, B, T
+        self.order, starts = group_order(B)
+        cosine, sine = rope_tables(T, c.head_dim, c.rope_theta)
+        self.space = Workspace(
+            config=c, team=team, w=weights.fused, g=gradients.fused if gradients else {},
+            a=_views(activation_shapes(c, B, T, gradients is not None)),
+            cosine=cosine, sine=sine, groups=starts * T,
+            ids=np.zeros(B * T, np.int32), targets=np.zeros(B * T, np.int32), T=T,
+        )  # fmt: skip
+        self.steps = decoder_steps(c, gradients is not None)
+
+    def _take(self, ids: NDArray[np.int32], targets: NDArray[np.int32]) -> None:
+        if ids.shape != (self.B, self.T) or targets.shape != ids.shape:
+            raise ValueError(
+                f"batch is {ids.shape} with targets {targets.shape}, "
+                f"but was planned as ({self.B}, {self.T})"
+            )
+        self.space.ids[...] = ids[self.order].reshape(-1)
+        self.space.targets[...] = targets[self.order].reshape(-1)
+
+    def _loss(self) -> float:
+        """The sum of the losses: in a group in row order, then by the tree of the groups."""
+        starts, losses = self.space.groups, self.space.a["losses"].astype(np.float64)
+        s = [_chain(losses[starts[g] : starts[g + 1]]) for g in range(GROUPS)]
+        q = [(s[j] + s[j + 1]) + s[j + 2] for j in range(0, GROUPS, 3)]
+        return ((q[0] + q[1]) + q[2]) + q[3]
+
+    def loss(self, ids: NDArray[np.int32], targets: NDArray[np.int32]) -> float:
+        """The summed cross-entropy in nats of ids, targets (B, T); targets of -1 do not count."""
+        self._take(ids, targets)
+        for step in self.steps:
+            step.forward(self.space)
+        return self._loss()
+
+    def gradient(
+        self, ids: NDArray[np.int32], targets: NDArray[np.int32], scale: float, accumulate: bool
+    ) -> float:
+        """As ``loss``; the gradients of scale * loss are set, or added with ``accumulate``."""
+        self._take(ids, targets)
+        self.space.scale, self.space.accumulate = scale, accumulate
+        for step in self.steps[:-1]:
+            step.forward(self.space)
+        for step in reversed(self.steps):
+            step.backward(self.space)
+        return self._loss()
+
+
+def _chain(values: NDArray[np.float64]) -> float:
+    """The sum from left to right (NumPy's own sum pairs differently on different CPUs)."""
+    return float(np.add.accumulate(values)[-1]) if len(values) else 0.0
+
+
+def batch_targets(batches: Iterable[NDArray[np.int32]]) -> int:
+    """How many targets count."""
+    return sum(int((t >= 0).sum()) for t in batches)

@@ -1,0 +1,45 @@
+"""Tables of rotary positions, the same bits on every machine.
+
+The system's cosine differs between machines in the last bit, so each frequency's first angle comes
+from decimal arithmetic and the others from it by the addition theorem, in plain double products
+and sums, which round alike everywhere.
+"""
+
+from decimal import Decimal, localcontext
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def _cos_sin(x: Decimal) -> tuple[float, float]:
+    """Taylor's series; the angles are at most 1, so 30 digits are reached in 30 terms."""
+    cosine, sine, term = Decimal(1), Decimal(0), Decimal(1)
+    for n in range(1, 31):
+        term = term * x / n
+        if n % 2:
+            sine += term if n % 4 == 1 else -term
+        else:
+            cosine += term if n % 4 == 0 else -term
+    return float(cosine), float(sine)
+
+
+def rope_tables(
+    positions: int, head_dim: int, theta: float
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """cos and sin of position * theta^(-2 i / head_dim): two arrays (positions, head_dim / 2)."""
+    half = head_dim // 2
+    cosine, sine = np.ones((positions, half)), np.zeros((positions, half))
+    with localcontext() as context:
+        context.prec = 40
+        log_theta = Decimal(theta).ln()
+        first = [_cos_sin((-log_theta * 2 * i / head_dim).exp()) for i in range(half)]
+    c, s = np.array([a for a, _ in first]), np.array([b for _, b in first])
+    done = 1  # rows so far; c, s turn by `done` positions
+    while done < positions:
+        n = min(done, positions - done)
+        a, b = cosine[:n], sine[:n]
+        cosine[done : done + n] = a * c - b * s
+        sine[done : done + n] = b * c + a * s
+        c, s = c * c - s * s, (s * c) + (s * c)
+        done += n
+    return cosine.astype(np.float32), sine.astype(np.float32)
