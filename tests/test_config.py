@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
+
 from crystalline.config import (
     HF_KEYS,
     PRESETS,
@@ -68,8 +69,7 @@ def test_a_broken_model_rule_names_field_value_rule_and_a_value_that_works(field
 
 def test_a_rule_between_fields_shows_both_sides():
     assert refused(ModelConfig, **{**GOOD, "heads": 7}) == (
-        "heads is 7, but dim 24 must divide into that many heads of an even width; "
-        "choose 6, 4 or 3"
+        "heads is 7, but dim 24 must divide into that many heads of an even width; choose 6, 4 or 3"
     )
     assert refused(ModelConfig, **{**GOOD, "dim": 2, "heads": 2}).endswith("; choose 1")
     assert refused(ModelConfig, **{**GOOD, "kv_heads": 4}) == (
@@ -172,9 +172,7 @@ def test_keys_left_out_mean_what_they_mean_to_transformers():
         del d[key]
     for key in ("head_dim", "hidden_act", "attention_bias", "mlp_bias", "model_type"):
         del d[key]
-    expected = dataclasses.replace(
-        TINY, kv_heads=6, rope_theta=10000.0, norm_eps=1e-6, tied=False
-    )
+    expected = dataclasses.replace(TINY, kv_heads=6, rope_theta=10000.0, norm_eps=1e-6, tied=False)
     assert ModelConfig.from_hf(d, "there") == expected
 
 

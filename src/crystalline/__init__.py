@@ -1,1 +1,25 @@
-"""crystalline: trains small language models on ordinary CPUs."""
+"""crystalline: trains small language models on ordinary CPUs, to the same bits on any threads."""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from crystalline.api import train
+    from crystalline.config import ModelConfig, TrainConfig
+    from crystalline.inference import Model, load
+
+__version__ = "0.1.0"
+__all__ = ["Model", "ModelConfig", "TrainConfig", "__version__", "load", "train"]
+
+_HOMES = {
+    "train": "api", "load": "inference", "Model": "inference",
+    "ModelConfig": "config", "TrainConfig": "config",
+}  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    """The public names, imported on first use so that ``import crystalline`` is quick."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'crystalline' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f"crystalline.{_HOMES[name]}"), name)

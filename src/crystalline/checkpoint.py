@@ -9,8 +9,8 @@ How a save commits, and what a crash at each point leaves:
    A crash leaves commit.json: whoever opens the folder next finishes step 3, or, where the folder
    is read-only, reads the .new files instead.
 
-A reader checks every file it uses against one manifest, and starts over if a save in another
-process replaced that manifest meanwhile: it gets all of the old checkpoint or all of the new one.
+A reader checks all it uses against one manifest, and starts over if another process replaced that
+manifest meanwhile: it gets the whole old checkpoint or the whole new one.
 """
 
 from __future__ import annotations
@@ -177,12 +177,9 @@ def _chunks(content: Content) -> Iterator[bytes | memoryview]:
 def _check_fit(where: str, config: ModelConfig, tensors: Mapping[str, Array]) -> None:
     """The tensors are exactly those that the configuration describes."""
     shapes = parameter_shapes(config)
-    for problem, names in (
-        ("is missing", shapes.keys() - tensors.keys()),
-        ("is in no model of this config.json", tensors.keys() - shapes.keys()),
-    ):
-        if names:
-            raise CheckpointError(f"{where}: tensor {min(names)} {problem}; {REMEDY}")
+    for name in sorted(tensors.keys() ^ shapes.keys()):
+        problem = "is missing" if name in shapes else "is in no model of this config.json"
+        raise CheckpointError(f"{where}: tensor {name} {problem}; {REMEDY}")
     for name, shape in shapes.items():
         tensor = tensors[name]
         if tensor.shape != shape or tensor.dtype != np.float32:
@@ -263,8 +260,7 @@ def _verified(folder: str, pending: bool, manifest: Manifest, name: str) -> str:
 def _commit(folder: str, contents: Mapping[str, Content]) -> None:
     """Steps 1 to 3, in a folder that is locked."""
     commit = os.path.join(folder, COMMIT)
-    doing = folder
-    offered = False
+    doing, offered = folder, False
     stamps: Manifest = {}
     try:
         _finish(folder, check=True)
@@ -315,6 +311,7 @@ def _finish(folder: str, *, check: bool) -> None:
 
 
 def _sweep(folder: str) -> None:
+    """Remove what a save left that never came to its commit point."""
     for name in (*FILES, COMMIT):
         remove(os.path.join(folder, name + NEW))
 

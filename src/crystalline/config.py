@@ -148,8 +148,11 @@ class ModelConfig:
     def from_hf(cls, d: Mapping[str, Any], where: str) -> ModelConfig:
         """Read a config.json; ConfigError names ``where``, the key, and what does not fit."""
         try:
-            values = _from_hf(d)
-            return cls(**_check_model(values, HF_KEYS))
+            config = cls(**_check_model(_from_hf(d), HF_KEYS))
+            if d.get("head_dim") not in (None, config.head_dim):
+                rule = f"hidden_size / num_attention_heads is {config.head_dim}"
+                _refuse("head_dim", d["head_dim"], rule, "a model where they agree")
+            return config
         except ConfigError as error:
             raise ConfigError(f"{where}: {error}") from None
 
@@ -185,12 +188,6 @@ def _from_hf(d: Mapping[str, Any]) -> dict[str, object]:
             raise ConfigError(f"{key} is missing; a Llama config.json states it, add it")
         given = d.get(key)
         values[field] = optional[key] if given is None and key in optional else given
-    heads, dim = values["heads"], values["dim"]
-    head_dim = d.get("head_dim")
-    sized = isinstance(heads, int) and isinstance(dim, int) and heads > 0 and dim > 0
-    if head_dim is not None and sized and head_dim * heads != dim:
-        rule = f"crystalline needs hidden_size / num_attention_heads = {dim} / {heads}"
-        _refuse("head_dim", head_dim, rule, "a model where they agree")
     return values
 
 

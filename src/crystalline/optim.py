@@ -1,8 +1,4 @@
-"""AdamW over the whole parameter block, gradient clipping, and the learning rate's course.
-
-Nothing here calls the system's mathematics: powers are products and the cosine is a series, so a
-schedule has the same bits on every machine.
-"""
+"""AdamW over the whole parameter block, with gradient clipping."""
 
 from __future__ import annotations
 
@@ -25,7 +21,7 @@ class AdamWConfig:
 
 
 def power(base: float, n: int) -> float:
-    """base^n by repeated squaring."""
+    """base^n by repeated squaring: the same bits everywhere, unlike the system's power."""
     result = 1.0
     while n:
         if n & 1:
@@ -33,27 +29,6 @@ def power(base: float, n: int) -> float:
         base *= base
         n >>= 1
     return result
-
-
-def cos_pi(x: float) -> float:
-    """cos(pi x) for 0 <= x <= 1, by Taylor's series around 1/2."""
-    y = math.pi * (0.5 - x)
-    total, term = 0.0, y
-    for n in range(1, 26, 2):
-        total += term
-        term *= -y * y / ((n + 1) * (n + 2))
-    return total
-
-
-def learning_rate(peak: float, warmup: float, floor: float, progress: float) -> float:
-    """Linear warm-up over the share ``warmup`` of training, then a cosine down to floor * peak.
-
-    ``progress`` is the share of the training that is done, 0 to 1.
-    """
-    if progress < warmup:
-        return peak * progress / warmup
-    along = min(1.0, (progress - warmup) / (1.0 - warmup))
-    return peak * (floor + (1.0 - floor) * 0.5 * (1.0 + cos_pi(along)))
 
 
 class AdamW:

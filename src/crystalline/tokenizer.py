@@ -53,14 +53,22 @@ def _before_fork() -> None:
     os.environ.setdefault(_THREADS, "")
 
 
-def _after_fork() -> None:
+def _after_fork_in_parent() -> None:
     if os.environ.get(_THREADS) == "":
         del os.environ[_THREADS]
 
 
-# A forked child has none of the package's threads. The empty setting, which it reads as "no",
-# makes it work without them there, and without a warning on the standard error.
-os.register_at_fork(before=_before_fork, after_in_parent=_after_fork)
+def _after_fork_in_child() -> None:
+    os.environ[_THREADS] = "false"
+
+
+# A forked child has none of the package's threads and would wait for them for ever, so it works
+# without. A setting during the fork, even an empty one, keeps older versions from printing that.
+os.register_at_fork(
+    before=_before_fork,
+    after_in_parent=_after_fork_in_parent,
+    after_in_child=_after_fork_in_child,
+)
 
 
 def default_vocab_size(corpus_bytes: int) -> int:
@@ -131,7 +139,7 @@ class Tokenizer:
         problem = _unsuitable(described)
         if problem:
             raise ConfigError(f"{where}: {problem}; give a byte-level BPE such as GPT-2's")
-        return cls(backend, _find_eot(described, where))
+        return cls(backend, _find_eot(backend, where))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Tokenizer:
@@ -176,7 +184,7 @@ class Tokenizer:
             encodings = self._backend.encode_batch_fast(pieces, add_special_tokens=False)
         except TypeError as error:
             raise UsageError(
-                f"the text holds {_first_surrogate(pieces)}, which is no character;"
+                f"the text holds the lone surrogate {_first_surrogate(pieces)}, which is no character;"
                 " give text that can be written as UTF-8"
             ) from error
         for owner, encoding in zip(owners, encodings, strict=True):
@@ -275,14 +283,14 @@ def _unsuitable(described: dict[str, Any]) -> str:
     return ""
 
 
-def _find_eot(described: dict[str, Any], where: str) -> int:
-    added = described["added_tokens"]
-    special = {token["content"]: token["id"] for token in added if token["special"]}
+def _find_eot(backend: tokenizers.Tokenizer, where: str) -> int:
+    added = backend.get_added_tokens_decoder()
+    special = {token.content: id for id, token in added.items() if token.special}
     for name in END_NAMES:
         if name in special:
-            return int(special[name])
+            return special[name]
     if len(special) == 1:
-        return int(next(iter(special.values())))
+        return next(iter(special.values()))
     raise ConfigError(
         f"{where}: none of its special tokens ({', '.join(special) or 'it has none'}) is an"
         f" end of text; add one named {EOT}"
@@ -290,5 +298,4 @@ def _find_eot(described: dict[str, Any], where: str) -> int:
 
 
 def _first_surrogate(texts: list[str]) -> str:
-    found = re.search("[\ud800-\udfff]", "".join(texts))
-    return f"the lone surrogate U+{ord(found[0]):04X}" if found else "something else than str"
+    return next(f"U+{ord(c):04X}" for c in "".join(texts) if "\ud800" <= c <= "\udfff")

@@ -92,6 +92,18 @@ cdef class Team:
             view = self._scratch
             self.c.scratch, self.c.scratch_len = &view[0], scratch
 
+    def work_floats(self, const int64_t[::1] groups, int64_t T, int64_t D, int64_t H, int64_t K,
+                    int64_t F, int64_t V):
+        """Floats of work space that one training step of such a decoder will reserve."""
+        cdef int64_t R = groups[12], shared
+        cdef cry_attention shape
+        shape.T, shape.H, shape.K, shape.head_dim, shape.scale = T, H, K, D // H, 1.0
+        E = (H + 2 * K) * shape.head_dim
+        shared = cry_need_head(&self.c, &groups[0], D, V, 1)
+        for n, k in ((E, D), (D, E), (D, D), (2 * F, D), (D, 2 * F), (D, F), (F, D), (D, R), (F, R)):
+            shared = max(shared, cry_need_matmul(&self.c, n, k))
+        return shared + self.c.threads * cry_need_attention(&shape, 1)
+
     def exp(self, float[::1] y, const float[::1] x):
         """y = exp(x), within 2 ulp."""
         _same("exp", "y", y.shape[0], "x", x.shape[0])

@@ -1,0 +1,157 @@
+"""train: from paths to a model, in one call."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+from crystalline.batches import Batches
+from crystalline.checkpoint import CHECKSUMS, COMMIT
+from crystalline.config import ModelConfig, TrainConfig, load_toml, parameter_count, train_config
+from crystalline.data import collect, split
+from crystalline.errors import UsageError
+from crystalline.inference import Model, load
+from crystalline.plan import (
+    DEFAULT_MINUTES,
+    Recipe,
+    check_memory,
+    choose_model,
+    choose_recipe,
+    machine_flops,
+)
+from crystalline.schedule import Course
+from crystalline.shards import TokenStore, write_shards
+from crystalline.team import make_team
+from crystalline.tokenizer import Tokenizer, default_vocab_size
+from crystalline.trainer import OnEvent, Trainer
+
+PathLike = str | os.PathLike[str]
+
+
+def train(
+    paths: PathLike | Iterable[PathLike] | None = None,
+    out: PathLike = "models/model",
+    *,
+    resume: bool = False,
+    config: PathLike | None = None,
+    on_event: OnEvent | None = None,
+    **options: Any,
+) -> Model:
+    """Trains a model on files and folders of text or code and returns it.
+
+    ``out`` is the folder it is kept in: a Hugging Face Llama checkpoint with what resuming needs.
+    ``options`` are the fields of :class:`TrainConfig` (``minutes``, ``steps`` or ``epochs``, sizes,
+    ``lr``, ``seed``, ``threads``, ...); ``config`` names a TOML file with the same names, over
+    which the call wins.  ``resume`` goes on with what ``out`` holds, to the same bits as never
+    having stopped; only ``threads`` and a later end may be given then.  ``on_event`` is called with
+    a dict for all that happens (key ``event``: data, tokenizer, plan, step, validation,
+    checkpoint, done).
+
+    Raises UsageError for bad arguments or data, CheckpointError, NumericsError, and Interrupted
+    after a signal, when the checkpoint has been written.
+    """
+    begun = time.monotonic()
+    tell = on_event or (lambda event: None)
+    merged = load_toml(config) if config is not None else {}
+    merged.update({k: v for k, v in options.items() if v is not None})
+    said = train_config(merged, os.fspath(config) if config is not None else "train")
+    folder = Path(out)
+    if resume:
+        trainer = _resumed(folder, said, merged, tell)
+    else:
+        if paths is None:
+            raise UsageError("no paths to train on; name a file or a folder of text or code")
+        trainer = _created(paths, folder, said, begun, tell)
+    trainer.run()
+    return load(folder, threads=said.threads)
+
+
+def _holds_model(folder: Path) -> bool:
+    return (folder / CHECKSUMS).exists() or (folder / COMMIT).exists()
+
+
+def _resumed(folder: Path, said: TrainConfig, merged: dict[str, Any], tell: OnEvent) -> Trainer:
+    if not _holds_model(folder):
+        raise UsageError(f"{folder}: holds no checkpoint to resume; train without resume first")
+    fixed = sorted(set(merged) - {"threads", "steps"})
+    if fixed:
+        raise UsageError(
+            f"{', '.join(fixed)} cannot change when resuming; leave out all but threads and steps"
+        )
+    trainer = Trainer.resume(folder, make_team(said.threads), tell)
+    p = trainer.progress
+    if said.steps is not None and said.steps != p.course.steps:
+        if said.steps <= p.step:
+            raise UsageError(f"steps is {said.steps}, but {p.step} are done; choose more")
+        p.course = Course(said.steps)
+    if p.step >= p.course.steps:
+        raise UsageError(
+            f"{folder}: training is finished at step {p.step}; give steps, more than that, to go on"
+        )
+    _tell_plan(trainer, tell)
+    return trainer
+
+
+def _created(
+    paths: PathLike | Iterable[PathLike], folder: Path, said: TrainConfig, begun: float, tell: OnEvent
+) -> Trainer:
+    if _holds_model(folder):
+        raise UsageError(f"{folder}: holds a model already; use resume, or another out")
+    team = make_team(said.threads)
+    sources, skipped = collect(paths)
+    val_sources, val_skipped = collect(said.val) if said.val else (None, [])
+    skipped = [*skipped, *val_skipped]
+    train_pieces, val_pieces = split(sources, val_sources)
+    size = sum(piece.size for piece in train_pieces)
+    tell({"event": "data", "files": len(sources), "bytes": sum(s.size for s in sources),
+          "skipped": [asdict(s) for s in skipped]})  # fmt: skip
+    if said.tokenizer is not None:
+        tokenizer = Tokenizer.load(said.tokenizer)
+    else:
+        wanted = said.vocab_size or default_vocab_size(size)
+        tokenizer = Tokenizer.train((piece.read() for piece in train_pieces), wanted)
+    tell({"event": "tokenizer", "vocab_size": tokenizer.vocab_size})
+    minutes = said.minutes
+    if minutes is None and said.steps is None and said.epochs is None:
+        minutes = DEFAULT_MINUTES
+    # The sizes are checked before anything is written.
+    seconds = None if minutes is None else 60 * minutes - (time.monotonic() - begun)
+    config = choose_model(said, tokenizer.vocab_size, seconds, machine_flops(team), size // 3)
+    recipe = choose_recipe(said, config)
+    check_memory(config, recipe.batch_size, config.seq_len, team)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_shards(folder, tokenizer, train_pieces, val_pieces)
+    course = Course(said.steps or 1)
+    if said.epochs is not None:
+        course = Course(_steps_of_epochs(folder, config, recipe, said.epochs))
+    trainer = Trainer.create(folder, config, recipe, tokenizer, team, course, tell)
+    if minutes is not None:
+        trainer.aim(begun + 60 * minutes)
+    _tell_plan(trainer, tell)
+    return trainer
+
+
+def _steps_of_epochs(folder: Path, config: ModelConfig, recipe: Recipe, epochs: float) -> int:
+    """Steps until every sequence of that many epochs has been trained."""
+    batches = Batches(TokenStore.open(folder).train, recipe.batch_size, config.seq_len, recipe.seed)
+    whole = int(epochs)
+    sequences = sum(batches.sequences_in_epoch(e) for e in range(whole))
+    sequences += round((epochs - whole) * batches.sequences_in_epoch(whole))
+    return max(1, -(-sequences // recipe.sequences))
+
+
+def _tell_plan(trainer: Trainer, tell: OnEvent) -> None:
+    c, r = trainer.config, trainer.recipe
+    tell({
+        "event": "plan", **{f.name: getattr(c, f.name) for f in fields(c)}, **asdict(r),
+        "parameters": parameter_count(c), "steps": trainer.progress.course.steps,
+        "step": trainer.progress.step, "train_tokens": trainer.store.train.tokens,
+        "validation_tokens": trainer.store.val.tokens, "threads": trainer.team.threads,
+        "isa": trainer.team.isa, "out": str(trainer.out),
+        "memory_mib": check_memory(c, r.batch_size, c.seq_len, trainer.team) / 2**20,
+    })  # fmt: skip
+

@@ -1,0 +1,151 @@
+"""What is chosen where the user says nothing: vocabulary, sizes, batch, learning rate; and whether
+it fits into the machine."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+
+import numpy as np
+import psutil
+
+from crystalline._native import Team
+from crystalline.config import PRESETS, ModelConfig, TrainConfig, parameter_count
+from crystalline.errors import ConfigError
+from crystalline.layers import activation_shapes
+from crystalline.model import group_order
+
+DEFAULT_MINUTES = 5.0
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a model is trained."""
+
+    batch_size: int
+    accumulate: int
+    lr: float
+    seed: int
+    warmup: float = 0.05  # share of the training with a rising learning rate
+    floor: float = 0.02  # the learning rate at the end, as a share of its peak
+    weight_decay: float = 0.1
+
+    @property
+    def sequences(self) -> int:
+        """Sequences of one step."""
+        return self.batch_size * self.accumulate
+
+
+# (width, layers, width of a head, sequence length): what is chosen from, smallest first.
+LADDER = [
+    (64, 3, 32, 64),
+    (128, 4, 32, 64),
+    (192, 5, 32, 128),
+    (256, 6, 32, 128),
+    (384, 6, 64, 256),
+    (512, 8, 64, 256),
+    (768, 12, 64, 512),
+]
+TOKENS_PER_PARAMETER = 6.0
+
+
+def ladder_config(rung: int, vocab_size: int) -> ModelConfig:
+    """The model of one rung: feed-forward width 8/3 of the width, rounded up to 16."""
+    dim, layers, head_dim, seq_len = LADDER[rung]
+    hidden = -(-(8 * dim // 3) // 16) * 16
+    heads = dim // head_dim
+    return ModelConfig(vocab_size, dim, layers, heads, heads, hidden, seq_len)
+
+
+def machine_flops(team: Team) -> float:
+    """What training does in a second here: two thirds of a matrix product's speed, measured."""
+    n = 384
+    x, y = np.zeros((n, n), np.float32), np.zeros((n, n), np.float32)
+    team.matmul(y, x, x)
+    spent = []
+    for _ in range(5):
+        begun = time.perf_counter()
+        team.matmul(y, x, x)
+        spent.append(time.perf_counter() - begun)
+    return 0.66 * 2.0 * n**3 / sorted(spent)[2]
+
+
+def flops_per_token(c: ModelConfig) -> float:
+    """Arithmetic of one trained token: 6 a weight of the layers, 12 L T D, 6 V D."""
+    layers = parameter_count(c) - c.vocab_size * c.dim * (1 if c.tied else 2)
+    return 6.0 * layers + 12.0 * c.layers * c.seq_len * c.dim + 6.0 * c.vocab_size * c.dim
+
+
+def choose_model(
+    options: TrainConfig, vocab_size: int, seconds: float | None, flops: float, corpus_tokens: int
+) -> ModelConfig:
+    """The model: the preset, or the largest rung that the time can feed, with what was said.
+
+    ``flops`` is what this machine does in a second; ``seconds`` None stands for one pass.
+    """
+    if options.preset is not None:
+        base = replace(PRESETS[options.preset], vocab_size=vocab_size)
+    else:
+        rung = 0
+        for candidate in range(len(LADDER)):
+            c = ladder_config(candidate, vocab_size)
+            tokens = (
+                corpus_tokens if seconds is None else seconds * flops / flops_per_token(c)
+            )
+            if tokens >= TOKENS_PER_PARAMETER * parameter_count(c):
+                rung = candidate
+        base = ladder_config(rung, vocab_size)
+    said = {
+        name: value
+        for name in ("dim", "layers", "heads", "kv_heads", "hidden", "seq_len")
+        if (value := getattr(options, name)) is not None
+    }
+    if "dim" in said and "hidden" not in said:
+        said["hidden"] = -(-(8 * said["dim"] // 3) // 16) * 16
+    if "dim" in said and "heads" not in said:
+        said["heads"] = default_heads(said["dim"])
+    if "heads" in said and "kv_heads" not in said:
+        said["kv_heads"] = said["heads"]
+    return replace(base, **said)
+
+
+def default_heads(dim: int) -> int:
+    """Heads about 32 or 64 wide (from width 384 up) that divide the width evenly."""
+    wanted = dim // (64 if dim >= 384 else 32)
+    for heads in range(max(wanted, 1), 0, -1):
+        if dim % (2 * heads) == 0:
+            return heads
+    return 1
+
+
+def choose_recipe(options: TrainConfig, c: ModelConfig) -> Recipe:
+    """Batch and learning rate: about 1500 tokens a step for small models, more for large ones."""
+    tokens = 1536 if c.dim <= 128 else 3072 if c.dim <= 256 else 6144
+    batch = max(1, round(tokens / c.seq_len))
+    return Recipe(
+        batch_size=options.batch_size or batch,
+        accumulate=options.accumulate or 1,
+        lr=options.lr or 3e-3 * (128 / max(c.dim, 128)) ** 0.5,
+        seed=options.seed,
+    )
+
+
+def memory_forecast(c: ModelConfig, B: int, T: int, team: Team) -> int:
+    """Bytes that training will hold: weights, gradients, two moments, activations, work space."""
+    shapes = activation_shapes(c, B, T, True)
+    activations = sum(int(np.prod(shape, dtype=np.int64)) for shape in shapes.values())
+    starts = group_order(B)[1] * T
+    work = team.work_floats(starts, T, c.dim, c.heads, c.kv_heads, c.hidden, c.vocab_size)
+    return 4 * (4 * parameter_count(c) + activations + int(work))
+
+
+def check_memory(c: ModelConfig, B: int, T: int, team: Team) -> int:
+    """The forecast; ConfigError where the machine has less."""
+    need, have = memory_forecast(c, B, T, team), int(psutil.virtual_memory().available)
+    if need > have:
+        raise ConfigError(
+            f"batch_size is {B} and dim {c.dim}, which needs {need / 2**20:,.0f} MiB, but "
+            f"{have / 2**20:,.0f} MiB are free on this machine; choose a smaller batch_size "
+            "(accumulate makes up for it), seq_len, dim or layers"
+        )
+    return need

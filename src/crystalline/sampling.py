@@ -1,0 +1,72 @@
+"""From logits to the next token.  Sources: top-k Fan et al. 2018, top-p Holtzman et al. 2020, min-p
+Nguyen et al. 2024, repetition penalty Keskar et al. 2019."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from crystalline._native import Team
+from crystalline.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a token is drawn; temperature 0 takes the likeliest.  top_k 0, top_p 1 and min_p 0 keep
+    all tokens, repetition_penalty 1 punishes none."""
+
+    temperature: float = 0.8
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name, low, high, works in (
+            ("temperature", 0.0, 100.0, "0.8"), ("top_k", 0, 2**31, "50"), ("top_p", 0.0, 1.0, "0.9"),
+            ("min_p", 0.0, 1.0, "0.05"), ("repetition_penalty", 1e-3, 100.0, "1.1"),
+        ):  # fmt: skip
+            value = getattr(self, name)
+            if not (math.isfinite(value) and low <= value <= high) or (name == "top_p" and value == 0):
+                raise ConfigError(
+                    f"{name} is {value}, but must be from {low} to {high}; choose {works}"
+                )
+
+
+def uniform(bits: np.random.PCG64) -> float:
+    """A number in [0, 1) from 53 random bits."""
+    return float(int(bits.random_raw()) >> 11) * 2.0**-53
+
+
+def draw(
+    logits: NDArray[np.float32], seen: NDArray[np.int64], s: Sampling, bits: np.random.PCG64, team: Team
+) -> int:
+    """The next token's id.  ``logits`` (V,) is not kept; ``seen`` are the ids so far.
+
+    Equal logits are ordered by id, and exp is the kernels' own, so a seed gives the same text on
+    any number of threads and any instruction set.
+    """
+    if s.repetition_penalty != 1.0 and seen.size:
+        ids = np.unique(seen)
+        z = logits[ids]
+        penalty = np.float32(s.repetition_penalty)
+        logits[ids] = np.where(z > 0, z / penalty, z * penalty)
+    if s.temperature == 0:
+        return int(np.argmax(logits))
+    z = (logits - logits.max()) / np.float32(s.temperature)
+    weights = np.empty_like(z)
+    team.exp(weights, z)
+    order = np.argsort(-z, kind="stable")
+    p = weights[order].astype(np.float64)
+    if s.top_k:
+        p = p[: s.top_k]
+    p = p[p >= s.min_p * p[0]]
+    total = np.add.accumulate(p)
+    if s.top_p < 1.0:
+        keep = int(np.searchsorted(total, s.top_p * total[-1])) + 1
+        total = total[:keep]
+    at = int(np.searchsorted(total, uniform(bits) * total[-1], side="right"))
+    return int(order[min(at, len(total) - 1)])

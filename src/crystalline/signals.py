@@ -1,0 +1,44 @@
+"""Ctrl-C at a step boundary: a signal is noted, and the loop looks at the note."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+
+class Stop:
+    """Whether a signal has asked the training to stop, and which."""
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+
+    def __bool__(self) -> bool:
+        return self.signal is not None
+
+
+@contextmanager
+def noted_signals() -> Iterator[Stop]:
+    """SIGINT and SIGTERM set the flag instead of interrupting a half-made step.
+
+    A second SIGINT raises KeyboardInterrupt at once.  Outside the main thread signals cannot be
+    caught and the flag stays down.  What was installed before comes back at the end.
+    """
+    stop = Stop()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+
+    def note(number: int, frame: FrameType | None) -> None:
+        if stop and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        stop.signal = number
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
