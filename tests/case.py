@@ -1,4 +1,4 @@
-"""What a case is: one operation of a Team on one shape, with all it reads, writes and should give."""
+"""A case: one operation of a Team on one shape, with all that it reads, writes and should give."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from crystalline._native import Team
 from numpy.typing import NDArray
 
-from crystalline._native import Team
 from crystalline.model import group_order
 
 Array = NDArray[Any]

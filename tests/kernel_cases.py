@@ -15,44 +15,32 @@ import numpy as np
 import reference as ref
 from attention_cases import attention, attention_bwd, attention_cached, rope
 from case import EPS, Array, Arrays, Case, Due, Shape, draw, groups_of, poison, start
-from tolerance import SHAPES
-
 from crystalline._native import Team
-
+from tolerance import SHAPES
 
 # --- Products.
 
 
-def matmul(shape: Shape, add: bool = False) -> Case:
+def matmul(shape: Shape, add: bool = False, packed: bool = False) -> Case:
     R, N, K = shape
     x, w = draw(R, K), draw(N, K, seed=1)
-    want = ref.matmul(x, w)
-    init = start(want, True)
+    init = draw(R, N, seed=2)
 
     def run(team: Team, a: Arrays) -> None:
-        team.matmul(a["y"], a["x"], a["w"], *([a["init"]] if add else []))
-
-    return Case(
-        {"x": x, "w": w} | ({"init": init} if add else {}), {"y": poison(R, N)}, run,
-        lambda o: [("matmul", o["y"], want + init if add else want, (x, w), {})],
-    )  # fmt: skip
-
-
-def matmul_packed(shape: Shape) -> Case:
-    R, N, K = shape
-    x, w = draw(R, K), draw(N, K, seed=1)
-    want = ref.matmul(x, w)
-    init = start(want, True)
-
-    def run(team: Team, a: Arrays) -> None:
+        start = [a["init"]] if add else []
+        if not packed:
+            team.matmul(a["y"], a["x"], a["w"], *start)
+            return
         # The length of the panels depends on the instruction set: they are no array of the case.
         panels = poison(team.packed_len(N, K))
         team.pack_weight(panels, a["w"])
-        team.matmul_packed(a["y"], a["x"], panels, a["init"])
+        team.matmul_packed(a["y"], a["x"], panels, *start)
 
+    # Where the chain begins at init, init is one more column of x, times one.
+    terms = (np.hstack([x, init]), np.hstack([w, np.eye(N)])) if add else (x, w)
     return Case(
-        {"x": x, "w": w, "init": init}, {"y": poison(R, N)}, run,
-        lambda o: [("matmul", o["y"], want + init, (x, w), {})],
+        {"x": x, "w": w} | ({"init": init} if add else {}), {"y": poison(R, N)}, run,
+        lambda o: [("matmul", o["y"], ref.matmul(*terms), terms, {})],
     )  # fmt: skip
 
 
@@ -190,8 +178,8 @@ def head(
     dw = start(want_dw, add)
 
     def run(team: Team, a: Arrays) -> None:
-        gradients = (a["dh"], a["dw"], scale) if gradient else ()
-        team.head(a["losses"], a["h"], a["w"], a["targets"], a["groups"], *gradients, accumulate=add)
+        more = (a["dh"], a["dw"], scale) if gradient else ()
+        team.head(a["losses"], a["h"], a["w"], a["targets"], a["groups"], *more, accumulate=add)
 
     def due(o: Arrays) -> list[Due]:
         inputs = (h, w, targets, scale)
@@ -262,7 +250,8 @@ ON = functools.partial
 BUILDERS: dict[str, tuple[Builder, str]] = {
     "matmul": (matmul, "matmul"),
     "matmul+": (ON(matmul, add=True), "matmul"),
-    "matmul_packed": (matmul_packed, "matmul"),
+    "matmul_packed": (ON(matmul, packed=True), "matmul"),
+    "matmul_packed+": (ON(matmul, add=True, packed=True), "matmul"),
     "matmul_dx": (matmul_dx, "matmul"),
     "matmul_dw": (matmul_dw, "matmul"),
     "matmul_dw+": (ON(matmul_dw, add=True), "matmul"),

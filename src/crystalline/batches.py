@@ -23,8 +23,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from .errors import DataError
-from .shards import Split
+from crystalline.errors import DataError
+from crystalline.shards import Split
 
 NO_LOSS = -1  # the target of padding
 MANY_WINDOWS = 16  # a window more in so many costs little
@@ -43,9 +43,9 @@ class _Windows(NamedTuple):
 class Batches:
     """The endless stream of training batches: epoch after epoch, each in an order of its own.
 
-    A batch follows from its index alone, so training resumes anywhere. ``sequences_per_epoch`` is
-    the same for every epoch; batch ``index`` holds sequences index B .. index B + B - 1 of the
-    stream and may span epochs. Raises DataError for a split without documents.
+    A batch follows from its index alone, so training resumes anywhere: batch ``index`` holds
+    sequences index B .. index B + B - 1 of the stream and may span epochs. Raises DataError for a
+    split without documents.
     """
 
     def __init__(self, split: Split, batch_size: int, seq_len: int, seed: int) -> None:
@@ -60,8 +60,12 @@ class Batches:
         more = (self._predictions > MANY_WINDOWS * seq_len) & (2 * (last - 1) > seq_len)
         self._least = np.where(more, 1, last)
         self._most = np.where(more, last - 1, seq_len)
-        self.sequences_per_epoch = int((-(-self._predictions // seq_len) + more).sum())
+        self._sequences = int((-(-self._predictions // seq_len) + more).sum())
         self._epochs: dict[int, _Windows] = {}
+
+    def sequences_in_epoch(self, epoch: int) -> int:
+        """How many sequences an epoch has: by the choice of the cuts, as many as every other."""
+        return self._sequences
 
     def batch(self, index: int) -> tuple[Rows, Rows]:
         """ids int32 (B, T) and targets int32 (B, T), -1 where padding is not to be learnt."""
@@ -71,10 +75,10 @@ class Batches:
 
     def epoch_of(self, index: int) -> float:
         """How many epochs lie before batch ``index``."""
-        return index * self._batch_size / self.sequences_per_epoch
+        return index * self._batch_size / self._sequences
 
     def _window(self, sequence: int) -> tuple[int, int]:
-        epoch, at = divmod(sequence, self.sequences_per_epoch)
+        epoch, at = divmod(sequence, self._sequences)
         if epoch not in self._epochs:
             # Batches come in order and span two epochs at times, so the last two are kept.
             for old in list(self._epochs)[:-1]:
@@ -89,7 +93,7 @@ class Batches:
         draws = source.random_raw(len(choices)) % choices
         firsts = self._least + draws.astype(np.int64)
         windows = _cut(self._split.offsets[:-1], self._predictions, firsts, self._seq_len)
-        order = np.argsort(source.random_raw(self.sequences_per_epoch), kind="stable")
+        order = np.argsort(source.random_raw(self._sequences), kind="stable")
         return _Windows(windows.starts[order], windows.lengths[order])
 
 

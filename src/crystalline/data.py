@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import BinaryIO
 
-from .errors import DataError
+from crystalline.errors import DataError
 
 MAX_FILE_BYTES = 64 << 20  # one document is held in memory whole while it is encoded
 CHUNK = 1 << 20  # bytes looked at together

@@ -25,10 +25,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from . import files
-from .data import Piece, shown
-from .errors import CheckpointError
-from .tokenizer import Tokenizer
+from crystalline import files
+from crystalline.data import Piece, shown
+from crystalline.errors import CheckpointError
+from crystalline.tokenizer import Tokenizer
 
 FORMAT = 1
 SHARD_BYTES = 256 << 20

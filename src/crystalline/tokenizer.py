@@ -28,7 +28,7 @@ import numpy.typing as npt
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from .errors import ConfigError, UsageError
+from crystalline.errors import ConfigError, UsageError
 
 EOT = "<|endoftext|>"
 END_NAMES = (EOT, "<|end_of_text|>", "</s>", "<eos>", "<|im_end|>", "<|eot_id|>")
@@ -184,8 +184,8 @@ class Tokenizer:
             encodings = self._backend.encode_batch_fast(pieces, add_special_tokens=False)
         except TypeError as error:
             raise UsageError(
-                f"the text holds the lone surrogate {_first_surrogate(pieces)}, which is no character;"
-                " give text that can be written as UTF-8"
+                f"the text holds the lone surrogate {_first_surrogate(pieces)}, which is no"
+                " character; give text that can be written as UTF-8"
             ) from error
         for owner, encoding in zip(owners, encodings, strict=True):
             parts[owner].append(np.array(encoding.ids, dtype=np.int32))

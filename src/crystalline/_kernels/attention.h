@@ -32,7 +32,7 @@ static void copy_rows(float *y, int64_t wp, const float *x, int64_t stride, int6
 {
     for (int64_t r = 0; r < rows; r++)
         for (int64_t j = 0; j < wp; j += 16)
-            v16_store(y + r * wp + j, v16_get(x + r * stride + j, w - j));
+            v16_store(y + r * wp + j, j < w ? v16_get(x + r * stride + j, w - j) : v16_zero());
 }
 
 /* The first n of 16 lanes, the others -infinity; n may be anything. */

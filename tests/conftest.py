@@ -1,0 +1,48 @@
+"""Small texts and a small model that every test of training can afford."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+
+# Nothing about these sizes is a multiple of a vector or a tile.
+TINY = {
+    "vocab_size": 300, "dim": 40, "layers": 2, "heads": 4, "kv_heads": 2, "hidden": 52,
+    "seq_len": 24, "batch_size": 13,
+}  # fmt: skip
+
+WORDS = (
+    "the quick brown fox jumps over a lazy dog while rain falls on old stones and nobody "
+    "remembers why seven lamps were lit or which of them went out before morning came"
+).split()
+
+
+def prose(words: int, seed: int = 0) -> str:
+    """Repetitive text that a tiny model can learn something from."""
+    rng = random.Random(seed)
+    lines = []
+    while words > 0:
+        n = min(words, rng.randint(4, 12))
+        lines.append(" ".join(rng.choice(WORDS) for _ in range(n)) + ".\n")
+        words -= n
+    return "".join(lines)
+
+
+@pytest.fixture
+def text_file(tmp_path: Path) -> Path:
+    """One document of about 20 KB."""
+    path = tmp_path / "prose.txt"
+    path.write_text(prose(4000))
+    return path
+
+
+@pytest.fixture
+def text_folder(tmp_path: Path) -> Path:
+    """Twelve documents of very different lengths."""
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    for i in range(12):
+        (folder / f"{i:02}.txt").write_text(prose(3 * 2**i % 700 + 1, seed=i))
+    return folder

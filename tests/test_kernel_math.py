@@ -1,0 +1,99 @@
+"""exp and log against mpmath: within two units in the last place, and the special values."""
+
+from __future__ import annotations
+
+import mpmath
+import numpy as np
+import pytest
+from case import Array, poison
+
+from crystalline._native import ISAS, Team, available_isas
+
+TINY, LARGEST = np.finfo(np.float32).tiny, np.finfo(np.float32).max
+INF, NAN = np.inf, np.nan
+
+
+@pytest.fixture(params=ISAS)
+def team(request: pytest.FixtureRequest) -> Team:
+    if request.param not in available_isas():
+        pytest.skip(f"this CPU cannot run {request.param}, only {', '.join(available_isas())}")
+    return Team(1, request.param)
+
+
+def run(team: Team, name: str, x: Array) -> Array:
+    """exp or log of x(n)."""
+    y = poison(*x.shape)
+    getattr(team, name)(y, x)
+    return y
+
+
+def worst_ulp(got: Array, x: Array, name: str) -> tuple[float, float]:
+    """The largest distance from the true value, in units of its last place, and where it is."""
+    with mpmath.workdps(40):
+        true = [getattr(mpmath, name)(mpmath.mpf(float(a))) for a in x]
+        ulp = np.spacing(abs(np.array([float(t) for t in true])).astype(np.float32))
+        errors = [abs(float(float(g) - t)) / u for g, t, u in zip(got, true, ulp, strict=True)]
+    at = int(np.argmax(errors))
+    return float(errors[at]), float(x[at])
+
+
+def exp_arguments() -> Array:
+    """From where the result is the least normal number to where it is the largest, and near 0."""
+    rng = np.random.default_rng(0)
+    small = rng.choice([-1, 1], 400) * 10.0 ** rng.uniform(-12, 0, 400)
+    halves = (np.arange(-120, 128) + 0.5) * np.log(2)  # where the reduced argument is largest
+    ends = [-87.33654, -87.3, 88.7, 88.72283, 0.0, -0.0]
+    x = np.concatenate([rng.uniform(-87.3, 88.7, 1500), small, halves, ends])
+    return x.astype(np.float32)
+
+
+def log_arguments() -> Array:
+    """All exponents, the neighbourhood of 1, where the result is small, and of sqrt 2."""
+    rng = np.random.default_rng(1)
+    wide = np.exp2(rng.uniform(-126, 128, 1500)).astype(np.float32)
+    steps = np.arange(-200, 200, dtype=np.int32)
+    near = [(np.float32(c).view(np.int32) + steps).view(np.float32) for c in (1, 2, 0.5, 2**0.5)]
+    around = rng.uniform(0.5, 2, 500).astype(np.float32)
+    return np.concatenate([wide, *near, around, np.array([TINY, LARGEST], np.float32)])
+
+
+def test_exp_is_within_two_ulp(team: Team) -> None:
+    x = exp_arguments()
+    worst, at = worst_ulp(run(team, "exp", x), x, "exp")
+    assert worst <= 2, f"{worst:.2f} ulp at {at!r}"
+
+
+def test_log_is_within_two_ulp(team: Team) -> None:
+    x = log_arguments()
+    worst, at = worst_ulp(run(team, "log", x), x, "log")
+    assert worst <= 2, f"{worst:.2f} ulp at {at!r}"
+
+
+@pytest.mark.parametrize(
+    ("name", "x", "want"),
+    [
+        ("exp", 0.0, 1.0), ("exp", -0.0, 1.0), ("exp", 1e-45, 1.0), ("exp", -1e-40, 1.0),
+        ("exp", -INF, 0.0), ("exp", -LARGEST, 0.0), ("exp", -104.0, 0.0), ("exp", INF, INF),
+        ("exp", LARGEST, INF), ("exp", 88.73, INF), ("exp", 89.0, INF), ("exp", NAN, NAN),
+        ("log", 1.0, 0.0), ("log", INF, INF), ("log", NAN, NAN),
+    ],
+)  # fmt: skip
+def test_special_values(name: str, x: float, want: float, team: Team) -> None:
+    for n in (1, 16, 19):  # alone, in a whole vector, and in a tail
+        got = run(team, name, np.full(n, x, np.float32))
+        assert np.array_equal(got, np.full(n, want, np.float32), equal_nan=True)
+
+
+def test_exp_passes_smoothly_into_zero(team: Team) -> None:
+    """Below the least normal number half a last place is far more than 2 ulp: an absolute bound."""
+    x = np.linspace(-104, -87.3, 500).astype(np.float32)
+    got = run(team, "exp", x)
+    assert np.all(np.diff(got) >= 0)
+    assert np.all(abs(got - np.exp(x.astype(np.float64))) <= 2 * np.spacing(np.float32(TINY)))
+
+
+def test_exp_and_log_have_the_same_bits_everywhere() -> None:
+    teams = [Team(1, isa) for isa in available_isas()]
+    for name, x in (("exp", exp_arguments()), ("log", log_arguments())):
+        first, *others = (run(team, name, x).tobytes() for team in teams)
+        assert all(other == first for other in others)
