@@ -7,6 +7,8 @@ changes no number, so the emulation may.
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import reference as ref
@@ -81,7 +83,8 @@ def test_embedding_dw_is_the_tree_of_chains(R: int, groups: Array, team: Team) -
     V, D = 3, 37  # few words, so that each stands in many groups
     dx, ids, before = draw(R, D), np.random.default_rng(R).integers(0, V, R, np.int32), draw(V, D)
     order, index = np.empty(R, np.int32), np.empty(V + 1, np.int64)
-    dw, s = poison(V, D), group_sums(dx[:, None] * (ids[:, None] == np.arange(V))[..., None], groups)
+    stands = ids[:, None, None] == np.arange(V)[:, None]  # (R, V, 1)
+    dw, s = poison(V, D), group_sums(dx[:, None] * stands, groups)
     team.embedding_bwd(dw, dx, ids, groups, order, index)
     assert np.array_equal(dw, ref.fixed_tree(s))
     dw = before.copy()
@@ -128,7 +131,7 @@ def test_squared_norm_adds_144_lane_sums_in_order(n: int, team: Team) -> None:
     x = np.random.default_rng(n).integers(-2000, 2000, n).astype(np.float32)  # exact squares
     cuts = [n * i // 144 for i in range(145)]
     total = 0.0
-    for a, b in zip(cuts, cuts[1:], strict=False):
+    for a, b in itertools.pairwise(cuts):
         total += float(ref.lane_sum(x[a:b] ** 2))
     assert team.squared_norm(x) == total
 

@@ -1,0 +1,68 @@
+# The commands of daily work.  Everything lives in .venv; nothing outside the folder is touched.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+SOURCES := pyproject.toml CMakeLists.txt $(shell find src -type f ! -name '*.pyc')
+QUICK_C := tests/test_kernels*.py tests/test_team.py tests/test_model.py
+
+.PHONY: demo install test lint coverage-c sanitize kill fuzz bench clean
+
+## demo: install, train on the bundled text while you watch, and print what the model writes
+demo: $(VENV)/installed
+	$(BIN)/crystalline demo
+
+install: $(VENV)/installed
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/installed: $(BIN)/python $(SOURCES)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check .
+	touch $@
+
+$(VENV)/tested: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check '.[test]'
+	touch $@
+
+## test: all tests, with the share of Python lines that they run
+test: $(VENV)/tested
+	$(BIN)/python -m pytest -q --cov=crystalline --cov-report=term:skip-covered --cov-fail-under=90
+
+## lint: style, types
+lint: $(VENV)/tested
+	$(BIN)/ruff check src tests bench examples
+	$(BIN)/mypy --strict src/crystalline
+
+## coverage-c: the share of C lines that the kernel tests run (gcov), at least 90 %
+coverage-c: $(VENV)/tested
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade \
+	  --target build/coverage/site -Cbuild-dir=build/coverage/cmake \
+	  -Ccmake.define.CRYSTALLINE_COVERAGE=ON -Ccmake.build-type=Debug .
+	PYTHONPATH=build/coverage/site $(BIN)/python -m pytest -q -p no:cacheprovider $(QUICK_C)
+	$(BIN)/gcovr --root . --filter 'src/crystalline/_kernels/.*\.[ch]$$' --fail-under-line 90 \
+	  --merge-mode-functions=separate --txt-metric line build/coverage/cmake
+
+## sanitize: kernel tests under the address and undefined-behaviour sanitizers
+sanitize: $(VENV)/tested
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade \
+	  --target build/sanitize/site -Cbuild-dir=build/sanitize/cmake \
+	  -Ccmake.define.CRYSTALLINE_SANITIZE=address,undefined -Ccmake.build-type=Debug .
+	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
+	  ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
+	  PYTHONPATH=build/sanitize/site \
+	  $(BIN)/python -m pytest -q -p no:cacheprovider $(QUICK_C)
+
+## kill: a hundred kill -9 in one training, each time resumed; the short version is in `make test`
+kill: $(VENV)/tested
+	CRYSTALLINE_KILLS=100 $(BIN)/python -m pytest -q -s tests/test_kill.py
+
+## fuzz: the property tests with twenty times the examples
+fuzz: $(VENV)/tested
+	HYPOTHESIS_PROFILE=long $(BIN)/python -m pytest -q -m 'not slow' -k 'hypothesis or property or any_'
+
+## bench: kernels and steps; bench/against_torch.py compares with PyTorch
+bench: $(VENV)/tested
+	$(BIN)/python -m pytest bench/ --benchmark-only
+
+clean:
+	rm -rf $(VENV) build dist models coverage
