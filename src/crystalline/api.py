@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 from crystalline.batches import Batches
 from crystalline.checkpoint import CHECKSUMS, COMMIT
 from crystalline.config import ModelConfig, TrainConfig, load_toml, parameter_count, train_config
-from crystalline.data import collect, split
+from crystalline.data import Piece, collect, split
 from crystalline.errors import UsageError
 from crystalline.inference import Model, load
 from crystalline.plan import (
@@ -30,6 +30,9 @@ from crystalline.tokenizer import Tokenizer, default_vocab_size
 from crystalline.trainer import OnEvent, Trainer
 
 PathLike = str | os.PathLike[str]
+
+LENGTHS = ("minutes", "steps", "epochs")  # how long to train: one of them
+TOLD_EVERY = 0.25  # seconds between two progress events
 
 
 def train(
@@ -49,7 +52,7 @@ def train(
     which the call wins.  ``resume`` goes on with what ``out`` holds, to the same bits as never
     having stopped; only ``threads`` and a later end may be given then.  ``on_event`` is called with
     a dict for all that happens (key ``event``: data, tokenizer, plan, step, validation,
-    checkpoint, done).
+    checkpoint, done, and progress while the text is prepared).
 
     Raises UsageError for bad arguments or data, CheckpointError, NumericsError, and Interrupted
     after a signal, when the checkpoint has been written.
@@ -57,7 +60,10 @@ def train(
     begun = time.monotonic()
     tell = on_event or (lambda event: None)
     merged = load_toml(config) if config is not None else {}
-    merged.update({k: v for k, v in options.items() if v is not None})
+    given = {k: v for k, v in options.items() if v is not None}
+    if not given.keys().isdisjoint(LENGTHS):  # one of them displaces another in the file
+        merged = {k: v for k, v in merged.items() if k not in LENGTHS}
+    merged.update(given)
     said = train_config(merged, os.fspath(config) if config is not None else "train")
     folder = Path(out)
     if resume:
@@ -113,7 +119,8 @@ def _created(
         tokenizer = Tokenizer.load(said.tokenizer)
     else:
         wanted = said.vocab_size or default_vocab_size(size)
-        tokenizer = Tokenizer.train((piece.read() for piece in train_pieces), wanted)
+        texts = _read(train_pieces, _reporter(tell, "tokenizer"))
+        tokenizer = Tokenizer.train(texts, wanted)
     tell({"event": "tokenizer", "vocab_size": tokenizer.vocab_size})
     minutes = said.minutes
     if minutes is None and said.steps is None and said.epochs is None:
@@ -124,7 +131,7 @@ def _created(
     recipe = choose_recipe(said, config)
     check_memory(config, recipe.batch_size, config.seq_len, team)
     folder.mkdir(parents=True, exist_ok=True)
-    write_shards(folder, tokenizer, train_pieces, val_pieces)
+    write_shards(folder, tokenizer, train_pieces, val_pieces, _reporter(tell, "tokens"))
     course = Course(said.steps or 1)
     if said.epochs is not None:
         course = Course(_steps_of_epochs(folder, config, recipe, said.epochs))
@@ -133,6 +140,27 @@ def _created(
         trainer.aim(begun + 60 * minutes)
     _tell_plan(trainer, tell)
     return trainer
+
+
+def _reporter(tell: OnEvent, phase: str) -> Callable[[int, int], None]:
+    """Tells of bytes done and bytes in all, but not of every small file."""
+    told = 0.0
+
+    def report(done: int, total: int) -> None:
+        nonlocal told
+        if done >= total or time.monotonic() - told > TOLD_EVERY:
+            told = time.monotonic()
+            tell({"event": "progress", "phase": phase, "done": done, "total": total})
+
+    return report
+
+
+def _read(pieces: Sequence[Piece], report: Callable[[int, int], None]) -> Iterator[str]:
+    total, done = sum(piece.size for piece in pieces), 0
+    for piece in pieces:
+        yield piece.read()
+        done += piece.size
+        report(done, total)
 
 
 def _steps_of_epochs(folder: Path, config: ModelConfig, recipe: Recipe, epochs: float) -> int:

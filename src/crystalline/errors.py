@@ -1,5 +1,7 @@
 """The errors the package raises on purpose: one line each, with the exit code the command uses."""
 
+import unicodedata
+
 
 class CrystallineError(Exception):
     """Something failed that no argument caused; the command ends with ``exit_code``."""
@@ -33,3 +35,14 @@ class Interrupted(CrystallineError):
     """Training was stopped by a signal after its checkpoint was written."""
 
     exit_code = 130
+
+
+def tame(text: str, keep: str = "") -> str:
+    """The text with every character escaped that would break a line or steer a terminal.
+
+    Names of files and the words of a model may hold anything; ``keep`` are let through.
+    """
+    wild = ("Cc", "Cs", "Zl", "Zp")
+    return "".join(
+        ascii(c)[1:-1] if unicodedata.category(c) in wild and c not in keep else c for c in text
+    )

@@ -46,6 +46,7 @@ class Progress:
     tokens: int = 0
     seconds: float = 0.0
     best: float | None = None
+    best_bits_per_byte: float | None = None
     best_step: int = 0
     validation: dict[str, Any] | None = None
 
@@ -174,6 +175,7 @@ class Trainer:
             return
         if p.best is None or result["loss"] < p.best:
             p.best, p.best_step = result["loss"], p.step
+            p.best_bits_per_byte = result["bits_per_byte"]
             save_model(self.out / BEST, self.config, self.tokenizer, self.weights.named)
         self._tell(result | {"best": p.best, "best_step": p.best_step})
 
@@ -277,4 +279,5 @@ class Trainer:
             raise error
         self._tell({"event": "done", "step": p.step, "seconds": time.monotonic() - self.begun,
                     "validation": p.validation, "best": p.best, "best_step": p.best_step,
+                    "best_bits_per_byte": p.best_bits_per_byte,
                     "path": str(self.out)})  # fmt: skip

@@ -1,0 +1,66 @@
+"""How long one training step takes: the same work every time, for comparing machines and versions."""
+
+from __future__ import annotations
+
+import resource
+import statistics
+import time
+from dataclasses import asdict, replace
+from typing import Any
+
+import numpy as np
+
+from crystalline.config import PRESETS, parameter_count
+from crystalline.model import Decoder, Parameters, initialise
+from crystalline.optim import AdamW, AdamWConfig
+from crystalline.plan import check_memory, flops_per_token
+from crystalline.team import make_team
+
+WARM_UP = 2  # steps before the clock counts: they touch the memory for the first time
+
+
+def bench_step(
+    preset: str, batch: int, seq: int | None, steps: int, threads: int | None = None
+) -> dict[str, Any]:
+    """Times training steps (forward, backward, clipping, AdamW) on random ids.
+
+    ``seq`` None is the preset's own length.  The times are medians over ``steps``; ``gflops`` is
+    the arithmetic of ``flops_per_token`` done in a second, in 10^9; ``peak_rss_mib`` that of the
+    process.  Raises ConfigError where the memory does not do.
+    """
+    team = make_team(threads)
+    config = PRESETS[preset]
+    config = replace(config, seq_len=seq or config.seq_len)
+    B, T, V = batch, config.seq_len, config.vocab_size
+    check_memory(config, B, T, team)
+    weights, gradients = Parameters(config), Parameters(config)
+    initialise(weights, 0)
+    optimizer = AdamW(weights, team, AdamWConfig())
+    decoder = Decoder(weights, team, B, T, gradients)
+    rng = np.random.default_rng(0)
+    spent = []
+    for _ in range(WARM_UP + steps):
+        ids = rng.integers(0, V, (B, T + 1), dtype=np.int32)
+        begun = time.perf_counter()
+        decoder.gradient(ids[:, :-1], ids[:, 1:], 1.0 / (B * T), False)
+        optimizer.step(gradients, 1e-4)
+        spent.append(time.perf_counter() - begun)
+    seconds = statistics.median(spent[WARM_UP:])
+    speed = B * T / seconds
+    return {
+        "tokens_per_s": speed,
+        "ms_per_step": 1e3 * seconds,
+        "peak_rss_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "gflops": speed * flops_per_token(config) / 1e9,
+        "threads": team.threads,
+        "isa": team.isa,
+        "preset": preset,
+        "batch": B,
+        "seq": T,
+        "precision": "fp32",
+        "loss": "full",
+        "steps": steps,
+        "parameters": parameter_count(config),
+        "mflop_per_token": flops_per_token(config) / 1e6,
+        "config": asdict(config),
+    }

@@ -1,0 +1,228 @@
+"""The command line: a thin skin over the library, with the same names.
+
+Standard output carries what was asked for: generated text, tables, JSON.  Progress goes to standard
+error, live on a terminal and as plain lines elsewhere.  Libraries are imported when a command
+needs them, so that --help is quick.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+import click
+
+from crystalline import __version__
+from crystalline.config import PRESETS
+from crystalline.errors import tame
+
+SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+DEMO_PROMPT = "ROMEO:"
+THREADS = "Threads; chosen as the CPUs this process may use unless given."
+
+LENGTH_OPTIONS = (
+    ("--minutes", float, "Train for so long, all included; 5 unless another length is given."),
+    ("--steps", int, "Train for so many steps instead."),
+    ("--epochs", float, "Train for so many passes over the text instead."),
+)
+SIZE_OPTIONS = (
+    ("--vocab-size", int, "Tokens of the vocabulary; chosen by the size of the text."),
+    ("--dim", int, "Width of the model; chosen for the time."),
+    ("--layers", int, "Layers; chosen for the time."),
+    ("--heads", int, "Attention heads; chosen by the width."),
+    ("--kv-heads", int, "Key/value heads; as many as heads."),
+    ("--hidden", int, "Width of the feed-forward part; 8/3 of the model's width."),
+    ("--seq-len", int, "Tokens the model sees at once; chosen for the time."),
+    ("--batch-size", int, "Sequences in a batch; chosen by the width."),
+    ("--accumulate", int, "Batches that make one step; 1."),
+    ("--lr", float, "Highest learning rate; chosen by the width."),
+    ("--seed", int, "Decides initial weights and order; 0."),
+    ("--threads", int, THREADS + " Changes no bit of the result."),
+)
+SAMPLING_OPTIONS = (
+    ("--max-tokens", int, "Most tokens to make; 200."),
+    ("--temperature", float, "0 takes the likeliest token, more is more adventurous; 0.8."),
+    ("--top-k", int, "Choose among the so many likeliest tokens; 0 is all of them, the default."),
+    ("--top-p", float, "Choose among the likeliest that together have this probability; 1."),
+    ("--min-p", float, "Leave out tokens below this share of the likeliest's probability; 0."),
+    ("--repetition-penalty", float, "Above 1 avoids tokens that were there before; 1."),
+    ("--seed", int, "The same seed gives the same text, on any number of threads; 0."),
+    ("--threads", int, THREADS),
+)
+
+
+def _options(table: tuple[tuple[str, type, str], ...]) -> Any:
+    """The options of a table, in its order.  None stands for what was not said."""
+
+    def decorate(command: Any) -> Any:
+        for name, kind, words in reversed(table):
+            command = click.option(name, type=kind, help=words)(command)
+        return command
+
+    return decorate
+
+
+@click.group(context_settings=SETTINGS, invoke_without_command=True)
+@click.version_option(__version__, prog_name="crystalline")
+@click.pass_context
+def cli(context: click.Context) -> None:
+    """Trains small language models on this computer's CPU, and writes with them."""
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help(), err=True)
+        context.exit(2)
+
+
+@cli.command()
+@click.argument("paths", metavar="PATH...", nargs=-1, type=click.Path())
+@click.option("--out", type=click.Path(), default="models/model", show_default=True,
+              help="Folder for the model.")  # fmt: skip
+@_options(LENGTH_OPTIONS)
+@click.option("--preset", type=click.Choice(list(PRESETS)),
+              help="Begin with these sizes; none, they are chosen for the time.")  # fmt: skip
+@_options(SIZE_OPTIONS)
+@click.option("--val", type=click.Path(), multiple=True,
+              help="Text to measure on, and not to learn from; repeatable. Chosen as one document "
+              "in ten, or the last tenth of a single one.")  # fmt: skip
+@click.option("--tokenizer", type=click.Path(),
+              help="A tokenizer.json, or a folder with one; learnt from the text.")  # fmt: skip
+@click.option(
+    "--resume",
+    is_flag=True,
+    help="Go on with what --out holds; PATH is not needed, the text is kept there.",
+)
+@click.option(
+    "--config",
+    type=click.Path(),
+    metavar="FILE.toml",
+    help="These options from a file, with underscores; the command line wins.",
+)
+@click.option("--quiet", is_flag=True, help="Show nothing but errors.")
+@click.option(
+    "--json",
+    "as_json",
+    is_flag=True,
+    help="Write every event to standard output, one JSON object a line.",
+)
+def train(paths: tuple[str, ...], out: str, resume: bool, config: str | None, quiet: bool,
+          as_json: bool, **options: Any) -> None:  # fmt: skip
+    """Train a model on text and source code: files, or folders and all below them.
+
+    The model goes to --out as a Hugging Face Llama folder, with what --resume needs and the
+    measurements in metrics.jsonl. Ctrl-C stops after the step at hand and keeps everything.
+
+    \b
+    crystalline train my_project --minutes 10 --out models/mine
+    crystalline train --resume --out models/mine
+    """
+    _one_of(quiet, as_json)
+    from crystalline import api
+    from crystalline.progress import display
+
+    if not options["val"]:  # an empty list would hide the file's
+        options["val"] = None
+    with display(quiet, as_json) as show:
+        api.train(paths or None, out, resume=resume, config=config, on_event=show, **options)
+
+
+@cli.command()
+@click.argument("folder", type=click.Path())
+@click.option("--prompt", default="", help="Text to go on from; none, the model begins anew.")
+@_options(SAMPLING_OPTIONS)
+@click.option("--stop", multiple=True, help="End before this text; repeatable; none.")
+@click.option("--json", "as_json", is_flag=True, help="Write one JSON object: prompt and text.")
+def generate(folder: str, prompt: str, as_json: bool, threads: int | None, **options: Any) -> None:
+    """Write with the model in FOLDER, as it comes, after the prompt.
+
+    The prompt is repeated in front, in bold on a terminal; --json keeps the two apart.
+    """
+    from crystalline.inference import load
+
+    options = {k: v for k, v in options.items() if v is not None}
+    _write(load(folder, threads), prompt, as_json, options)
+
+
+@cli.command()
+@click.argument("folder", type=click.Path())
+@click.option("--json", "as_json", is_flag=True, help="Write one JSON object.")
+def info(folder: str, as_json: bool) -> None:
+    """Show what is in FOLDER, and check every file of it."""
+    from crystalline.info import describe, table
+
+    said = describe(folder)
+    if as_json:
+        click.echo(json.dumps(said))
+        return
+    for name, text in table(said):
+        click.echo(f"{click.style(f'{name:<11}', bold=True)} {tame(text)}")
+
+
+@cli.command()
+@click.option("--minutes", default=1.5, show_default=True, help="Train for so long.")
+@click.option("--out", type=click.Path(), default="models/demo", show_default=True,
+              help="Folder for the model; one that is there is used as it is.")  # fmt: skip
+def demo(minutes: float, out: str) -> None:
+    """Train on the bundled plays of Shakespeare, and write a scene."""
+    from crystalline.demo import demo_model
+    from crystalline.progress import display
+
+    with display(False, False) as show:
+        model = demo_model(out, minutes, show)
+    _write(model, DEMO_PROMPT, False, {"max_tokens": 300})
+
+
+@cli.group()
+def bench() -> None:
+    """Measure how fast this computer trains."""
+
+
+@bench.command()
+@click.option("--preset", type=click.Choice(list(PRESETS)), default="seed", show_default=True,
+              help="Sizes of the model.")  # fmt: skip
+@click.option("--batch", type=click.IntRange(1, 2**20), default=12, show_default=True,
+              help="Sequences in a step.")  # fmt: skip
+@click.option("--seq", type=click.IntRange(1, 2**20),
+              help="Tokens in a sequence; those of the preset.")  # fmt: skip
+@click.option("--precision", type=click.Choice(["fp32"]), default="fp32", show_default=True,
+              help="Of the arithmetic.")  # fmt: skip
+@click.option("--loss", type=click.Choice(["full"]), default="full", show_default=True,
+              help="Cross-entropy over the whole vocabulary.")  # fmt: skip
+@click.option("--steps", type=click.IntRange(5), default=5, show_default=True,
+              help="Steps timed, after two that are not.")  # fmt: skip
+@click.option("--threads", type=int, help=THREADS)
+@click.option("--json", "as_json", is_flag=True, help="Write one JSON object.")
+def step(preset: str, batch: int, seq: int | None, precision: str, loss: str, steps: int,
+         threads: int | None, as_json: bool) -> None:  # fmt: skip
+    """Time a training step on random tokens: forward, backward, clipping, AdamW."""
+    from crystalline.bench import bench_step
+
+    result = bench_step(preset, batch, seq, steps, threads)
+    result |= {"precision": precision, "loss": loss}
+    if as_json:
+        click.echo(json.dumps(result))
+        return
+    click.echo(
+        f"{preset}, batch {batch} x {result['seq']}, {precision}, {result['threads']} threads, "
+        f"{result['isa']}: {result['tokens_per_s']:,.0f} tokens/s, "
+        f"{result['ms_per_step']:,.1f} ms a step, {result['gflops']:.1f} GFLOP/s, "
+        f"peak memory {result['peak_rss_mib']:,.0f} MiB (median of {steps} steps)"
+    )
+
+
+def _one_of(quiet: bool, as_json: bool) -> None:
+    if quiet and as_json:
+        raise click.UsageError("--quiet and --json exclude each other; choose one.")
+
+
+def _write(model: Any, prompt: str, as_json: bool, options: dict[str, Any]) -> None:
+    """The prompt and what the model makes of it, to standard output."""
+    pieces = model.stream(prompt, **options)
+    if as_json:
+        click.echo(json.dumps({"prompt": prompt, "text": "".join(pieces)}))
+        return
+    terminal = sys.stdout.isatty()
+    click.echo(click.style(prompt, bold=True) if terminal and prompt else prompt, nl=False)
+    for piece in pieces:
+        # A model may have learnt what would steer the terminal.
+        click.echo(tame(piece, "\n\t") if terminal else piece, nl=False)
+    click.echo()

@@ -1,0 +1,270 @@
+"""What a training run shows: a live display on a terminal, plain lines elsewhere, JSON, or nothing.
+
+Everything here goes to standard error, so that standard output carries only what was asked for as
+data: the events of ``--json``, generated text, tables of ``info``.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import click
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.spinner import Spinner
+from rich.table import Table
+from rich.text import Text
+
+from crystalline.errors import tame
+
+Event = dict[str, Any]
+
+SKIPPED = 10  # files named that were not used
+LINE_SHARE = 0.02  # of the steps between two plain lines,
+LINE_SECONDS = 10.0  # or that long
+SMOOTH = 0.95  # of the shown loss comes from the steps before
+NOTABLE = 0.995  # a best validation below this share of the last one is worth a word
+PHASES = {"tokenizer": "learning a vocabulary", "tokens": "turning text into tokens"}
+
+
+# --- numbers and sentences ------------------------------------------------------------------------
+
+
+def short(n: float) -> str:
+    """A count in three digits: 950, 12.3 k, 1.05 M."""
+    for size, unit in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
+        if n >= 0.9995 * size:
+            x = n / size
+            return f"{x:.{2 if x < 9.995 else 1 if x < 99.95 else 0}f}{unit}"
+    return f"{n:.0f}"
+
+
+def clock(seconds: float) -> str:
+    """0:42, 1:05:09 or 2 d 3 h."""
+    s = max(0, round(seconds))
+    if s >= 86400:
+        return f"{s // 86400} d {s % 86400 // 3600} h"
+    return f"{s // 3600}:{s // 60 % 60:02}:{s % 60:02}" if s >= 3600 else f"{s // 60}:{s % 60:02}"
+
+
+def plural(n: int, word: str) -> str:
+    """1 step, 2,000 steps."""
+    return f"{n:,} {word}{'' if n == 1 else 's'}"
+
+
+def score(loss: float, bits_per_byte: float | None) -> str:
+    """A validation in words."""
+    bits = "" if bits_per_byte is None else f", {bits_per_byte:.3f} bits per byte"
+    return f"{loss:.3f} nats per token{bits}"
+
+
+def found(event: Event) -> list[str]:
+    """The data event in lines: what was found, and what was left out and why."""
+    lines = [f"found {plural(event['files'], 'text')}, {short(event['bytes'])}B"]
+    skipped = sorted(event["skipped"], key=lambda s: s["reason"] == "hidden")  # it says the least
+    if skipped:
+        kinds = Counter(s["reason"].split(":")[0] for s in skipped).most_common()
+        reasons = ", ".join(f"{n} {kind}" for kind, n in kinds)
+        lines.append(f"skipped {plural(len(skipped), 'file')} or folders: {reasons}")
+        lines += [f"  {tame(s['path'])}: {tame(s['reason'])}" for s in skipped[:SKIPPED]]
+        if len(skipped) > SKIPPED:
+            lines.append(f"  and {len(skipped) - SKIPPED:,} more; --json lists them all")
+    return lines
+
+
+def planned(e: Event) -> list[tuple[str, str]]:
+    """The plan event as rows of a table."""
+    kv = f", {plural(e['kv_heads'], 'key/value head')}" if e["kv_heads"] != e["heads"] else ""
+    held = f", {short(e['validation_tokens'])} held out" if e["validation_tokens"] else ""
+    steps = plural(e["steps"], "step")
+    if e["step"]:
+        steps = f"resumed at step {e['step']:,} of {e['steps']:,}, steps"
+    batch = f"{e['batch_size']} x {e['seq_len']} tokens"
+    batch += f" x {e['accumulate']} accumulated" if e["accumulate"] > 1 else ""
+    return [
+        ("model", f"{short(e['parameters'])} parameters: {plural(e['layers'], 'layer')}, "
+         f"width {e['dim']}, {plural(e['heads'], 'head')}{kv}, feed-forward {e['hidden']}, "
+         f"context {e['seq_len']}"),
+        ("data", f"{short(e['train_tokens'])} tokens to learn from{held}, "
+         f"vocabulary {e['vocab_size']:,}"),
+        ("training", f"{steps} of {batch}, learning rate {e['lr']:.2g}, seed {e['seed']}"),
+        ("machine", f"{plural(e['threads'], 'thread')}, {e['isa']}, "
+         f"memory forecast {e['memory_mib']:,.0f} MiB"),
+        ("folder", tame(e["out"])),
+    ]  # fmt: skip
+
+
+def validated(e: Event) -> str:
+    """A validation event in a line."""
+    best = ", the best so far" if e["best_step"] == e["step"] else ""
+    return f"step {e['step']:,}: validation {score(e['loss'], e['bits_per_byte'])}{best}"
+
+
+def finished(e: Event) -> list[tuple[str, str]]:
+    """The done event as rows of a table."""
+    folder = tame(shlex.quote(e["path"]))
+    rows = [("done", f"{plural(e['step'], 'step')}, {clock(e['seconds'])} of training")]
+    last = e["validation"]
+    if last is None:
+        rows.append(("validation", "none: the text is too short to hold any of it out"))
+    else:
+        rows.append(("validation", score(last["loss"], last["bits_per_byte"])))
+        if e["best"] is not None and e["best"] < NOTABLE * last["loss"]:
+            better = score(e["best"], e["best_bits_per_byte"])
+            rows.append(("best", f"{better}, at step {e['best_step']:,}: kept in {folder}/best"))
+    rows.append(("model", tame(e["path"])))
+    rows.append(("use it", f'crystalline generate {folder} --prompt "..."'))
+    return rows
+
+
+# --- displays -------------------------------------------------------------------------------------
+
+
+class Smoothed:
+    """A running mean of losses that weighs the last ones most, and does not begin at zero."""
+
+    def __init__(self) -> None:
+        self.total = self.weight = 0.0
+
+    def add(self, loss: float) -> float:
+        """The mean with one more loss."""
+        self.total = SMOOTH * self.total + (1 - SMOOTH) * loss
+        self.weight = SMOOTH * self.weight + (1 - SMOOTH)
+        return self.total / self.weight
+
+
+class Lines:
+    """Plain lines without control characters, for files and pipes."""
+
+    def __init__(self) -> None:
+        self.loss = Smoothed()
+        self.shown_share = self.shown_at = -1e9
+
+    def __call__(self, e: Event) -> None:
+        """Shows an event, if it is time for a line."""
+        kind = e["event"]
+        if kind == "data":
+            self._print(*found(e))
+        elif kind == "progress":
+            self._prepare(e)
+        elif kind in ("plan", "done"):
+            rows = planned(e) if kind == "plan" else finished(e)
+            self._print(*(f"{name:<11} {text}" for name, text in rows))
+        elif kind == "step":
+            self._step(e)
+        elif kind == "validation":
+            self._print(validated(e))
+
+    def _print(self, *lines: str) -> None:
+        for line in lines:
+            print(line, file=sys.stderr, flush=True)
+
+    def _prepare(self, e: Event) -> None:
+        now = time.monotonic()
+        if e["done"] < e["total"] and now - self.shown_at > 2.0:
+            self.shown_at = now
+            share = 100 * e["done"] / max(e["total"], 1)
+            self._print(f"{PHASES[e['phase']]}: {share:.0f} % of {short(e['total'])}B")
+
+    def _step(self, e: Event) -> None:
+        loss, share, now = self.loss.add(e["loss"]), e["step"] / e["steps"], time.monotonic()
+        soon = share - self.shown_share < LINE_SHARE and now - self.shown_at < LINE_SECONDS
+        if soon and e["step"] < e["steps"]:
+            return
+        self.shown_share, self.shown_at = share, now
+        self._print(
+            f"step {e['step']:,}/{e['steps']:,} ({100 * share:.0f} %): loss {loss:.3f}, "
+            f"{e['tokens_per_s']:,.0f} tokens/s, {clock(e['eta'])} left, "
+            f"peak memory {e['peak_mib']:,.0f} MiB"
+        )
+
+
+class Screen:
+    """A live display: a bar with the figures of the moment below, and above it what stays."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.loss = Smoothed()
+        self.doing: RenderableType = ""
+        self.validation = ""
+        self._work("looking for text")
+        self.live = Live(
+            get_renderable=lambda: self.doing, console=console, refresh_per_second=5, transient=True
+        )
+
+    def __call__(self, e: Event) -> None:
+        """Shows an event."""
+        kind = e["event"]
+        if kind == "data":
+            first, *rest = found(e)
+            self.console.print(Text(first))
+            self.console.print(Text("\n".join(rest), style="yellow"), end="\n" if rest else "")
+            self._work(PHASES["tokenizer"])
+        elif kind == "progress":
+            share = 100 * e["done"] / max(e["total"], 1)
+            self._work(f"{PHASES[e['phase']]}: {share:.0f} % of {short(e['total'])}B")
+        elif kind in ("plan", "done"):
+            self._table(planned(e) if kind == "plan" else finished(e), kind == "done")
+            self._work("" if kind == "done" else "starting")
+        elif kind == "step":
+            self.doing = self._training(e, self.loss.add(e["loss"]))
+        elif kind == "validation":
+            self.validation = f"{e['loss']:.3f} ({e['bits_per_byte']:.2f} bits per byte)"
+            self.console.print(Text(validated(e), style="green"))
+
+    def _work(self, text: str) -> None:
+        unicode = self.console.encoding.lower().startswith("utf")
+        self.doing = Spinner("dots" if unicode else "line", Text(text)) if text else ""
+
+    def _table(self, rows: list[tuple[str, str]], done: bool) -> None:
+        table = Table.grid(padding=(0, 2))
+        for name, text in rows:
+            table.add_row(Text(name, style="bold green" if done else "bold cyan"), Text(text))
+        self.console.print()
+        self.console.print(table)
+        self.console.print()
+
+    def _training(self, e: Event, loss: float) -> RenderableType:
+        bar = Table.grid(padding=(0, 2), expand=True)
+        bar.add_column(ratio=1)
+        for _ in range(3):
+            bar.add_column(no_wrap=True)
+        bar.add_row(
+            ProgressBar(total=e["steps"], completed=e["step"]),
+            f"step {e['step']:,} of {e['steps']:,}",
+            f"{100 * e['step'] / e['steps']:.0f} %",
+            Text(f"{clock(e['eta'])} left", style="cyan"),
+        )
+        figures = Text()
+        for name, value in (
+            ("loss", f"{loss:.3f}"), ("validation", self.validation),
+            ("tokens/s", f"{e['tokens_per_s']:,.0f}"), ("peak memory", f"{e['peak_mib']:,.0f} MiB"),
+        ):  # fmt: skip
+            if value:
+                figures.append("   " if figures else "").append(f"{name} ", "dim").append(value)
+        return Group(bar, figures)
+
+
+@contextmanager
+def display(quiet: bool, as_json: bool) -> Iterator[Callable[[Event], None]]:
+    """Something to give to ``train`` as ``on_event``, while the training lasts."""
+    if quiet:
+        yield lambda event: None
+    elif as_json:
+        yield lambda event: click.echo(json.dumps(event))
+    else:
+        console = Console(stderr=True, highlight=False)
+        if not console.is_terminal or console.is_dumb_terminal:
+            yield Lines()
+        else:
+            screen = Screen(console)
+            with screen.live:
+                yield screen
