@@ -8,8 +8,8 @@ from __future__ import annotations
 import numpy as np
 import reference as ref
 from case import THETA, Array, Arrays, Case, Due, Shape, draw, poison
-from crystalline._native import Team
 
+from crystalline._native import Team
 from crystalline.positions import rope_tables
 
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from crystalline._native import Team
 from numpy.typing import NDArray
 
+from crystalline._native import Team
 from crystalline.model import group_order
 
 Array = NDArray[Any]

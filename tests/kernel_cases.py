@@ -15,8 +15,9 @@ import numpy as np
 import reference as ref
 from attention_cases import attention, attention_bwd, attention_cached, rope
 from case import EPS, Array, Arrays, Case, Due, Shape, draw, groups_of, poison, start
-from crystalline._native import Team
 from tolerance import SHAPES
+
+from crystalline._native import Team
 
 # --- Products.
 

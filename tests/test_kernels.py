@@ -11,11 +11,12 @@ import pytest
 import reference as ref
 from attention_cases import attention, attention_bwd, empty_cache
 from case import Array, Case, Shape, draw, groups_of, poison
-from crystalline._native import ISAS, Team, available_isas
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kernel_cases import GRID, case
 from tolerance import SHAPES, U, assert_close, chain, ratio
+
+from crystalline._native import ISAS, Team, available_isas
 
 THREADS = (1, 2, 3, 5, 12)
 EMPTY_GROUPS = [0, 0, 2, 2, 2, 2, 2, 7, 7, 7, 7, 11, 11]  # no batch is laid out so, but it may be
@@ -163,9 +164,9 @@ def test_swiglu_backward_in_place(isa: str) -> None:
 @pytest.mark.parametrize("isa", ISAS)
 def test_rope_at_a_position_is_that_row_and_its_inverse_undoes_it(isa: str) -> None:
     T, H, Dh = 9, 3, 10
-    c = case_rope = kernel_cases.rope((2, T, H, 0, Dh))
+    c = kernel_cases.rope((2, T, H, 0, Dh))
     cosine, sine, x = c.reads["cosine"], c.reads["sine"], c.writes["x"]
-    turned = case_rope.outputs(team(isa, 2))["x"]
+    turned = c.outputs(team(isa, 2))["x"]
     for row in range(T):
         one = x[row : row + 1].copy()
         team(isa, 1).rope(one, cosine, sine, H, 1, position=row)

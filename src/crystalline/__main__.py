@@ -19,36 +19,49 @@ from crystalline.errors import CrystallineError, Interrupted, tame
 
 def main(args: Sequence[str] | None = None) -> int:
     """Runs the command with ``args`` (default: the process's); returns its exit code."""
+    # A process may be born without them, and print would then write to what is there.
+    sys.stdout = sys.stdout or open(os.devnull, "w")
+    sys.stderr = sys.stderr or open(os.devnull, "w")
     try:
         # Imported here, so that Ctrl-C while the libraries load ends as it does later.
-        from crystalline.cli import cli  # noqa: PLC0415
+        from crystalline.cli import cli
 
         code = cli.main(args, prog_name="crystalline", standalone_mode=False)
         return code if isinstance(code, int) else 0
-    except CrystallineError as error:
-        # Being stopped is no error, and its message is whole as it stands.
-        kind = "" if isinstance(error, Interrupted) else "error: "
-        return _say(f"{kind}{error}", error.exit_code)
-    except click.Abort:
-        return _say("stopped", 130)
-    except KeyboardInterrupt:
-        return _say("stopped", 130)
-    except click.ClickException as error:
-        context = getattr(error, "ctx", None)
+    except FAILURES as error:
+        if isinstance(error, OSError):
+            _silence_stdout()
+        message, code = _verdict(error)
+        with contextlib.suppress(OSError):  # nobody reads: the exit code still tells
+            print(f"crystalline: {tame(message)}", file=sys.stderr, flush=True)
+        return code
+
+
+FAILURES = (
+    CrystallineError, click.ClickException, click.Abort, KeyboardInterrupt, MemoryError, OSError,
+)  # fmt: skip
+
+
+def _verdict(error: BaseException) -> tuple[str, int]:
+    """What to say, and the exit code."""
+    code = 1
+    if isinstance(error, click.Abort | KeyboardInterrupt):
+        message, code = "stopped", 130
+    elif isinstance(error, Interrupted):  # being stopped is no error
+        message, code = str(error), error.exit_code
+    elif isinstance(error, CrystallineError):
+        message, code = f"error: {error}", error.exit_code
+    elif isinstance(error, click.ClickException):
+        context = error.ctx if isinstance(error, click.UsageError) else None
         path = context.command_path if context else "crystalline"
-        return _say(f"error: {error.format_message()} See {path} --help", error.exit_code)
-    except MemoryError as error:
-        return _say(f"error: {_no_memory(str(error))}", 1)
-    except OSError as error:
-        if error.errno == errno.ENOMEM:
-            return _say(f"error: {_no_memory('')}", 1)
-        _silence_stdout()
-        name = os.fsdecode(error.filename) + ": " if isinstance(error.filename, str | bytes) else ""
-        return _say(f"error: {name}{error.strerror or error}; check the disk and permissions", 1)
-
-
-def _no_memory(detail: str) -> str:
-    return f"out of memory{f' ({detail})' if detail else ''}; choose smaller sizes or free some"
+        message, code = f"error: {error.format_message()} See {path} --help", error.exit_code
+    elif isinstance(error, OSError) and error.errno != errno.ENOMEM:
+        name = f"{os.fsdecode(error.filename)}: " if error.filename else ""
+        message = f"error: {name}{error.strerror or error}; check the disk and permissions"
+    else:
+        detail = f" ({error})" if isinstance(error, MemoryError) and str(error) else ""
+        message = f"error: out of memory{detail}; choose smaller sizes, or free some memory"
+    return message, code
 
 
 def _silence_stdout() -> None:
@@ -58,12 +71,6 @@ def _silence_stdout() -> None:
             sys.stdout.flush()
         except OSError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def _say(message: str, code: int) -> int:
-    with contextlib.suppress(OSError):  # nobody reads: the exit code still tells
-        print(f"crystalline: {tame(message)}", file=sys.stderr, flush=True)
-    return code
 
 
 if __name__ == "__main__":

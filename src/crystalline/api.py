@@ -11,7 +11,14 @@ from typing import Any
 
 from crystalline.batches import Batches
 from crystalline.checkpoint import CHECKSUMS, COMMIT
-from crystalline.config import ModelConfig, TrainConfig, load_toml, parameter_count, train_config
+from crystalline.config import (
+    SMALLEST_VOCAB,
+    ModelConfig,
+    TrainConfig,
+    load_toml,
+    parameter_count,
+    train_config,
+)
 from crystalline.data import Piece, collect, split
 from crystalline.errors import UsageError
 from crystalline.inference import Model, load
@@ -108,6 +115,10 @@ def _created(
     if _holds_model(folder):
         raise UsageError(f"{folder}: holds a model already; use resume, or another out")
     team = make_team(said.threads)
+    if said.dim is not None or said.preset is not None:
+        # What can never fit is refused before a large corpus is read: the smallest vocabulary.
+        least = choose_model(said, SMALLEST_VOCAB, None, 1.0, 0)
+        check_memory(least, choose_recipe(said, least).batch_size, least.seq_len, team)
     sources, skipped = collect(paths)
     val_sources, val_skipped = collect(said.val) if said.val else (None, [])
     skipped = [*skipped, *val_skipped]

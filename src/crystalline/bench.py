@@ -1,4 +1,4 @@
-"""How long one training step takes: the same work every time, for comparing machines and versions."""
+"""How long one training step takes: the same work every time, to compare machines and versions."""
 
 from __future__ import annotations
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import click
 
@@ -19,45 +20,51 @@ from crystalline.errors import tame
 
 SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 DEMO_PROMPT = "ROMEO:"
-THREADS = "Threads; chosen as the CPUs this process may use unless given."
+CPUS = "as many as this process may use"
 
+# Name, type, what it does, and what holds when it is not given (which the library decides).
 LENGTH_OPTIONS = (
-    ("--minutes", float, "Train for so long, all included; 5 unless another length is given."),
-    ("--steps", int, "Train for so many steps instead."),
-    ("--epochs", float, "Train for so many passes over the text instead."),
+    ("--minutes", float, "Train for so long, all included.", "5, without --steps or --epochs"),
+    ("--steps", int, "Train for so many steps.", "chosen for the minutes"),
+    ("--epochs", float, "Train for so many passes over the text.", "chosen for the minutes"),
 )
 SIZE_OPTIONS = (
-    ("--vocab-size", int, "Tokens of the vocabulary; chosen by the size of the text."),
-    ("--dim", int, "Width of the model; chosen for the time."),
-    ("--layers", int, "Layers; chosen for the time."),
-    ("--heads", int, "Attention heads; chosen by the width."),
-    ("--kv-heads", int, "Key/value heads; as many as heads."),
-    ("--hidden", int, "Width of the feed-forward part; 8/3 of the model's width."),
-    ("--seq-len", int, "Tokens the model sees at once; chosen for the time."),
-    ("--batch-size", int, "Sequences in a batch; chosen by the width."),
-    ("--accumulate", int, "Batches that make one step; 1."),
-    ("--lr", float, "Highest learning rate; chosen by the width."),
-    ("--seed", int, "Decides initial weights and order; 0."),
-    ("--threads", int, THREADS + " Changes no bit of the result."),
+    ("--vocab-size", int, "Tokens of the vocabulary.", "chosen by the size of the text"),
+    ("--dim", int, "Width of the model.", "chosen for the time"),
+    ("--layers", int, "Layers.", "chosen for the time"),
+    ("--heads", int, "Attention heads.", "chosen by the width"),
+    ("--kv-heads", int, "Key/value heads.", "as many as heads"),
+    ("--hidden", int, "Width of the feed-forward part.", "8/3 of the model's width"),
+    ("--seq-len", int, "Tokens the model sees at once.", "chosen for the time"),
+    ("--batch-size", int, "Sequences in a batch.", "chosen by the width"),
+    ("--accumulate", int, "Batches that make one step.", "1"),
+    ("--lr", float, "Highest learning rate.", "chosen by the width"),
+    ("--seed", int, "Decides the first weights and the order of the text.", "0"),
+    ("--threads", int, "Threads; they change no bit of the result.", CPUS),
 )
 SAMPLING_OPTIONS = (
-    ("--max-tokens", int, "Most tokens to make; 200."),
-    ("--temperature", float, "0 takes the likeliest token, more is more adventurous; 0.8."),
-    ("--top-k", int, "Choose among the so many likeliest tokens; 0 is all of them, the default."),
-    ("--top-p", float, "Choose among the likeliest that together have this probability; 1."),
-    ("--min-p", float, "Leave out tokens below this share of the likeliest's probability; 0."),
-    ("--repetition-penalty", float, "Above 1 avoids tokens that were there before; 1."),
-    ("--seed", int, "The same seed gives the same text, on any number of threads; 0."),
-    ("--threads", int, THREADS),
+    ("--max-tokens", int, "Most tokens to make.", "200"),
+    ("--temperature", float, "0 takes the likeliest token; more is more adventurous.", "0.8"),
+    ("--top-k", int, "Choose among so many of the likeliest tokens; 0 is all.", "0"),
+    ("--top-p", float, "Choose among the likeliest that together have this probability.", "1.0"),
+    ("--min-p", float, "Leave out tokens below this share of the likeliest one.", "0.0"),
+    ("--repetition-penalty", float, "Above 1, avoid tokens that were there before.", "1.0"),
+    ("--seed", int, "The same seed gives the same text, on any number of threads.", "0"),
+    ("--threads", int, "Threads; they change no character of the text.", CPUS),
 )
+Command = TypeVar("Command", bound=Callable[..., Any])
 
 
-def _options(table: tuple[tuple[str, type, str], ...]) -> Any:
+def _help(words: str, default: str) -> str:
+    return f"{words}  [default: {default}]"
+
+
+def _options(table: Sequence[tuple[str, type, str, str]]) -> Callable[[Command], Command]:
     """The options of a table, in its order.  None stands for what was not said."""
 
-    def decorate(command: Any) -> Any:
-        for name, kind, words in reversed(table):
-            command = click.option(name, type=kind, help=words)(command)
+    def decorate(command: Command) -> Command:
+        for name, kind, words, default in reversed(table):
+            command = click.option(name, type=kind, help=_help(words, default))(command)
         return command
 
     return decorate
@@ -75,17 +82,34 @@ def cli(context: click.Context) -> None:
 
 @cli.command()
 @click.argument("paths", metavar="PATH...", nargs=-1, type=click.Path())
-@click.option("--out", type=click.Path(), default="models/model", show_default=True,
-              help="Folder for the model.")  # fmt: skip
+@click.option(
+    "--out",
+    type=click.Path(),
+    default="models/model",
+    show_default=True,
+    help="Folder for the model.",
+)
 @_options(LENGTH_OPTIONS)
-@click.option("--preset", type=click.Choice(list(PRESETS)),
-              help="Begin with these sizes; none, they are chosen for the time.")  # fmt: skip
+@click.option(
+    "--preset",
+    type=click.Choice(list(PRESETS)),
+    help=_help("Sizes to begin with.", "sizes chosen for the time"),
+)
 @_options(SIZE_OPTIONS)
-@click.option("--val", type=click.Path(), multiple=True,
-              help="Text to measure on, and not to learn from; repeatable. Chosen as one document "
-              "in ten, or the last tenth of a single one.")  # fmt: skip
-@click.option("--tokenizer", type=click.Path(),
-              help="A tokenizer.json, or a folder with one; learnt from the text.")  # fmt: skip
+@click.option(
+    "--val",
+    type=click.Path(),
+    multiple=True,
+    help=_help(
+        "Text to measure on and not to learn from; repeatable.",
+        "one document in ten, or the last tenth of a single one",
+    ),
+)
+@click.option(
+    "--tokenizer",
+    type=click.Path(),
+    help=_help("A tokenizer.json, or a folder with one.", "learnt from the text"),
+)
 @click.option(
     "--resume",
     is_flag=True,
@@ -104,8 +128,15 @@ def cli(context: click.Context) -> None:
     is_flag=True,
     help="Write every event to standard output, one JSON object a line.",
 )
-def train(paths: tuple[str, ...], out: str, resume: bool, config: str | None, quiet: bool,
-          as_json: bool, **options: Any) -> None:  # fmt: skip
+def train(
+    paths: tuple[str, ...],
+    out: str,
+    resume: bool,
+    config: str | None,
+    quiet: bool,
+    as_json: bool,
+    **options: Any,
+) -> None:
     """Train a model on text and source code: files, or folders and all below them.
 
     The model goes to --out as a Hugging Face Llama folder, with what --resume needs and the
@@ -127,9 +158,11 @@ def train(paths: tuple[str, ...], out: str, resume: bool, config: str | None, qu
 
 @cli.command()
 @click.argument("folder", type=click.Path())
-@click.option("--prompt", default="", help="Text to go on from; none, the model begins anew.")
+@click.option(
+    "--prompt", default="", help=_help("Text to go on from.", "none: the model begins a text")
+)
 @_options(SAMPLING_OPTIONS)
-@click.option("--stop", multiple=True, help="End before this text; repeatable; none.")
+@click.option("--stop", multiple=True, help=_help("End before this text; repeatable.", "none"))
 @click.option("--json", "as_json", is_flag=True, help="Write one JSON object: prompt and text.")
 def generate(folder: str, prompt: str, as_json: bool, threads: int | None, **options: Any) -> None:
     """Write with the model in FOLDER, as it comes, after the prompt.
@@ -182,14 +215,14 @@ def bench() -> None:
 @click.option("--batch", type=click.IntRange(1, 2**20), default=12, show_default=True,
               help="Sequences in a step.")  # fmt: skip
 @click.option("--seq", type=click.IntRange(1, 2**20),
-              help="Tokens in a sequence; those of the preset.")  # fmt: skip
+              help=_help("Tokens in a sequence.", "those of the preset"))  # fmt: skip
 @click.option("--precision", type=click.Choice(["fp32"]), default="fp32", show_default=True,
               help="Of the arithmetic.")  # fmt: skip
 @click.option("--loss", type=click.Choice(["full"]), default="full", show_default=True,
               help="Cross-entropy over the whole vocabulary.")  # fmt: skip
 @click.option("--steps", type=click.IntRange(5), default=5, show_default=True,
               help="Steps timed, after two that are not.")  # fmt: skip
-@click.option("--threads", type=int, help=THREADS)
+@click.option("--threads", type=int, help=_help("Threads.", CPUS))
 @click.option("--json", "as_json", is_flag=True, help="Write one JSON object.")
 def step(preset: str, batch: int, seq: int | None, precision: str, loss: str, steps: int,
          threads: int | None, as_json: bool) -> None:  # fmt: skip

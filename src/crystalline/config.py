@@ -20,6 +20,7 @@ import msgspec
 from crystalline.errors import ConfigError
 
 INT32_MAX = 2**31 - 1
+MOST_LAYERS = 10_000  # every layer has its entries in tables: more would fill the memory
 SEED_MAX = 2**63 - 1
 SMALLEST_VOCAB = 257  # a byte-level tokenizer needs the 256 bytes and the end-of-text token
 
@@ -73,8 +74,11 @@ def _check_model(values: Mapping[str, object], shown: Mapping[str, str]) -> dict
     works = {"vocab_size": 10000, "dim": 256, "layers": 4, "heads": 1, "kv_heads": 1,
              "hidden": 688, "seq_len": 256}  # fmt: skip
     smallest = {"vocab_size": 2, "dim": 2}
+    largest = {"layers": MOST_LAYERS}
     out: dict[str, Any] = {
-        field: _whole(shown[field], values[field], smallest.get(field, 1), INT32_MAX, good)
+        field: _whole(
+            shown[field], values[field], smallest.get(field, 1), largest.get(field, INT32_MAX), good
+        )
         for field, good in works.items()
     }
     dim, heads, kv_heads = out["dim"], out["heads"], out["kv_heads"]
@@ -282,7 +286,7 @@ _WHOLE_RULES = {  # field: least, most, a value that works
     "steps": (1, INT32_MAX, 1000),
     "vocab_size": (SMALLEST_VOCAB, INT32_MAX, 4096),
     "dim": (2, INT32_MAX, 256),
-    "layers": (1, INT32_MAX, 4),
+    "layers": (1, MOST_LAYERS, 4),
     "heads": (1, INT32_MAX, 8),
     "kv_heads": (1, INT32_MAX, 8),
     "hidden": (1, INT32_MAX, 688),

@@ -78,10 +78,14 @@ def initialise(parameters: Parameters, seed: int) -> None:
 def group_order(B: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """The order in which B sequences are laid out, group by group (sequence s is of group s mod
     12), and the 13 starts of the groups, in sequences."""
-    groups = np.arange(B) % GROUPS
-    order = np.argsort(groups, kind="stable")
-    starts = np.concatenate([[0], np.cumsum(np.bincount(groups, minlength=GROUPS))])
-    return order, starts.astype(np.int64)
+    order = np.argsort(np.arange(B) % GROUPS, kind="stable")
+    return order, group_starts(B)
+
+
+def group_starts(B: int) -> NDArray[np.int64]:
+    """The 13 starts alone, which take no memory however many sequences there are."""
+    sizes = [(B + GROUPS - 1 - g) // GROUPS for g in range(GROUPS)]
+    return np.cumsum([0, *sizes], dtype=np.int64)
 
 
 def _views(shapes: dict[str, tuple[int, ...]]) -> dict[str, Floats]:

@@ -3,6 +3,7 @@ it fits into the machine."""
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass, replace
 
@@ -13,7 +14,7 @@ from crystalline._native import Team
 from crystalline.config import PRESETS, ModelConfig, TrainConfig, parameter_count
 from crystalline.errors import ConfigError
 from crystalline.layers import activation_shapes
-from crystalline.model import group_order
+from crystalline.model import group_starts
 
 DEFAULT_MINUTES = 5.0
 
@@ -133,8 +134,8 @@ def choose_recipe(options: TrainConfig, c: ModelConfig) -> Recipe:
 def memory_forecast(c: ModelConfig, B: int, T: int, team: Team) -> int:
     """Bytes that training will hold: weights, gradients, two moments, activations, work space."""
     shapes = activation_shapes(c, B, T, True)
-    activations = sum(int(np.prod(shape, dtype=np.int64)) for shape in shapes.values())
-    starts = group_order(B)[1] * T
+    activations = sum(math.prod(shape) for shape in shapes.values())
+    starts = group_starts(B) * T
     work = team.work_floats(starts, T, c.dim, c.heads, c.kv_heads, c.hidden, c.vocab_size)
     return 4 * (4 * parameter_count(c) + activations + int(work))
 

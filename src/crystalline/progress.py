@@ -11,7 +11,7 @@ import shlex
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -28,11 +28,12 @@ from crystalline.errors import tame
 Event = dict[str, Any]
 
 SKIPPED = 10  # files named that were not used
-LINE_SHARE = 0.02  # of the steps between two plain lines,
-LINE_SECONDS = 10.0  # or that long
+LINE_SHARE = 0.02  # of the steps between two plain lines, and
+LINE_SECONDS = (1.0, 10.0)  # at least so long, but never longer than that
 SMOOTH = 0.95  # of the shown loss comes from the steps before
 NOTABLE = 0.995  # a best validation below this share of the last one is worth a word
 PHASES = {"tokenizer": "learning a vocabulary", "tokens": "turning text into tokens"}
+NEXT = {"tokenizer": "learning a vocabulary", "tokens": "measuring how fast this computer is"}
 
 
 # --- numbers and sentences ------------------------------------------------------------------------
@@ -66,15 +67,32 @@ def score(loss: float, bits_per_byte: float | None) -> str:
     return f"{loss:.3f} nats per token{bits}"
 
 
+def _kind(skipped: dict[str, str]) -> str:
+    return skipped["reason"].split(":")[0]
+
+
+def _examples(skipped: Sequence[dict[str, str]]) -> list[dict[str, str]]:
+    """Some skipped files of every kind, so that many of one kind do not hide the others."""
+    met: Counter[str] = Counter()
+    ranked = []
+    for item in skipped:
+        kind = _kind(item)
+        met[kind] += 1
+        # That a hidden file is skipped is no surprise: such come last.
+        ranked.append((kind == "hidden", met[kind], kind, item))
+    chosen = sorted(ranked, key=lambda r: r[:2])[:SKIPPED]
+    return [item for *_, item in sorted(chosen, key=lambda r: (r[0], r[2]))]
+
+
 def found(event: Event) -> list[str]:
     """The data event in lines: what was found, and what was left out and why."""
     lines = [f"found {plural(event['files'], 'text')}, {short(event['bytes'])}B"]
-    skipped = sorted(event["skipped"], key=lambda s: s["reason"] == "hidden")  # it says the least
+    skipped = event["skipped"]
     if skipped:
-        kinds = Counter(s["reason"].split(":")[0] for s in skipped).most_common()
-        reasons = ", ".join(f"{n} {kind}" for kind, n in kinds)
+        kinds = Counter(_kind(s) for s in skipped)
+        reasons = ", ".join(f"{n:,} {kind}" for kind, n in kinds.most_common())
         lines.append(f"skipped {plural(len(skipped), 'file')} or folders: {reasons}")
-        lines += [f"  {tame(s['path'])}: {tame(s['reason'])}" for s in skipped[:SKIPPED]]
+        lines += [f"  {tame(s['path'])}: {tame(s['reason'])}" for s in _examples(skipped)]
         if len(skipped) > SKIPPED:
             lines.append(f"  and {len(skipped) - SKIPPED:,} more; --json lists them all")
     return lines
@@ -176,8 +194,9 @@ class Lines:
 
     def _step(self, e: Event) -> None:
         loss, share, now = self.loss.add(e["loss"]), e["step"] / e["steps"], time.monotonic()
-        soon = share - self.shown_share < LINE_SHARE and now - self.shown_at < LINE_SECONDS
-        if soon and e["step"] < e["steps"]:
+        waited, (least, most) = now - self.shown_at, LINE_SECONDS
+        due = waited > most or (waited > least and share - self.shown_share >= LINE_SHARE)
+        if not due and e["step"] < e["steps"]:
             return
         self.shown_share, self.shown_at = share, now
         self._print(
@@ -209,8 +228,9 @@ class Screen:
             self.console.print(Text("\n".join(rest), style="yellow"), end="\n" if rest else "")
             self._work(PHASES["tokenizer"])
         elif kind == "progress":
-            share = 100 * e["done"] / max(e["total"], 1)
-            self._work(f"{PHASES[e['phase']]}: {share:.0f} % of {short(e['total'])}B")
+            done, total = e["done"], max(e["total"], 1)
+            phase = f"{PHASES[e['phase']]}: {100 * done / total:.0f} % of {short(total)}B"
+            self._work(phase if done < total else NEXT[e["phase"]])
         elif kind in ("plan", "done"):
             self._table(planned(e) if kind == "plan" else finished(e), kind == "done")
             self._work("" if kind == "done" else "starting")

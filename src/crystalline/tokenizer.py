@@ -110,14 +110,16 @@ class Tokenizer:
         backend = tokenizers.Tokenizer(models.BPE())
         backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         backend.decoder = decoders.ByteLevel()
+        sample = _sample(texts)
+        # Each entry shortens the text. The trainer reserves room for all it is told to find.
+        most = SMALLEST_VOCAB + 4 * sum(map(len, sample))
         trainer = trainers.BpeTrainer(
-            vocab_size=vocab_size,
+            vocab_size=min(vocab_size, most),
             min_frequency=2,  # a pair seen once is not a habit of the text
             special_tokens=[EOT],
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
             show_progress=False,
         )
-        sample = _sample(texts)
         words = (part for piece in sample for part in _LONG.split(piece))
         backend.train_from_iterator(words, trainer)
         return cls(backend, 0)

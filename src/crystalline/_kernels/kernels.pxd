@@ -17,6 +17,7 @@ cdef extern from "crystalline/kernels.h" nogil:
     ctypedef struct cry_team:
         const cry_kernels *kernels
         int threads
+        cry_pool *pool
         float *shared
         float *scratch
         int64_t shared_len
@@ -24,7 +25,10 @@ cdef extern from "crystalline/kernels.h" nogil:
 
     const cry_kernels *cry_kernels_for(const char *isa)
     int cry_usable_cpus()
-    int cry_single_threaded_by_fork()
+    ctypedef struct cry_pool:
+        pass
+    cry_pool *cry_pool_new(int threads)
+    void cry_pool_free(cry_pool *pool)
     int64_t cry_need_matmul(const cry_team *team, int64_t N, int64_t K)
     int64_t cry_need_rmsnorm_bwd(int64_t D)
     int64_t cry_need_head(const cry_team *team, const int64_t *groups, int64_t D, int64_t V,

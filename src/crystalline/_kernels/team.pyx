@@ -67,12 +67,13 @@ cdef class Team:
             raise UsageError(f"instruction set {isa!r} cannot run on this CPU; "
                              f"choose one of {', '.join(available_isas())}")
         self.c.threads = self.threads = threads
+        self.c.pool = cry_pool_new(threads)
+        if self.c.pool == NULL:
+            raise MemoryError("no memory for a team's threads")
         self.isa = self.c.kernels.isa.decode()
 
-    @property
-    def forked(self):
-        """Whether this is a forked child, in which teams run on one thread."""
-        return bool(cry_single_threaded_by_fork())
+    def __dealloc__(self):
+        cry_pool_free(self.c.pool)
 
     @property
     def work_bytes(self):

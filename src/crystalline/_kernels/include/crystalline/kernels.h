@@ -109,14 +109,21 @@ CRY_API const cry_kernels *cry_kernels_for(const char *isa);
 
 /* CPUs this process may use: the affinity mask, cut by the cgroup quota along the whole path. */
 CRY_API int cry_usable_cpus(void);
-/* 1 in a forked child of a process that has run a team: teams run on one thread there. */
-CRY_API int cry_single_threaded_by_fork(void);
+/* The threads of a team: the caller's and threads - 1 workers, which sleep when there is nothing to
+ * do.  NULL when there is no memory; fewer workers when the system grants no more.  A pool serves one
+ * caller at a time.  It survives a fork: the child starts workers of its own when it needs them.
+ * Freeing it ends the workers. */
+typedef struct cry_pool cry_pool;
+CRY_API cry_pool *cry_pool_new(int threads);
+CRY_API void cry_pool_free(cry_pool *pool);
 
-/* A team: who works, with which kernels and which memory.  The caller owns the memory: `shared` for
- * all, and `scratch_len` floats a thread at scratch + thread * scratch_len; 64-byte aligned. */
+/* A team: who works, with which kernels and which memory.  Without a pool the caller works alone.
+ * The caller owns the memory: `shared` for all, and `scratch_len` floats for each of `threads` at
+ * scratch + thread * scratch_len; 64-byte aligned. */
 typedef struct cry_team {
     const cry_kernels *kernels;
     int threads;
+    cry_pool *pool;
     float *shared, *scratch;
     int64_t shared_len, scratch_len;
 } cry_team;

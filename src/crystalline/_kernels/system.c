@@ -1,13 +1,35 @@
-/* How many CPUs this process may use: its affinity mask, cut by every cgroup quota above it.
- * All operating system calls of the C side that are not OpenMP's are in this file. */
+/* All that the C side asks of the operating system, beside plain POSIX threads: how many CPUs this
+ * process may use (its affinity mask, cut by every cgroup quota above it), and sleeping on a word. */
 #define _GNU_SOURCE
+#include <limits.h>
+#include <linux/futex.h>
 #include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/syscall.h>
+#include <time.h>
 #include <unistd.h>
 
-#include "crystalline/kernels.h"
+#include "parallel.h"
+
+/* Sleeps while *word is `value`; may also return for no reason. */
+void cry_sleep_on(const atomic_uint *word, unsigned value)
+{
+    syscall(SYS_futex, word, FUTEX_WAIT_PRIVATE, value, 0, 0, 0);
+}
+
+void cry_wake_all(const atomic_uint *word)
+{
+    syscall(SYS_futex, word, FUTEX_WAKE_PRIVATE, INT_MAX, 0, 0, 0);
+}
+
+int64_t cry_nanoseconds(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
+}
 
 static int affinity_cpus(void)
 {
