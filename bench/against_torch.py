@@ -56,7 +56,16 @@ def _sample(command: list[str], environment: dict[str, str]) -> tuple[dict[str, 
 @click.option("--json", "as_json", is_flag=True)
 def main(preset: str, batch: int, seq: int, threads: int, samples: int, as_json: bool) -> None:
     """Alternates the three and prints medians and ratios."""
-    sizes = ["--preset", preset, "--batch", str(batch), "--seq", str(seq), "--threads", str(threads)]
+    sizes = [
+        "--preset",
+        preset,
+        "--batch",
+        str(batch),
+        "--seq",
+        str(seq),
+        "--threads",
+        str(threads),
+    ]
     contenders = {
         "crystalline": (OURS + sizes, {}),
         "torch": (STEP + sizes, {}),
@@ -73,7 +82,9 @@ def main(preset: str, batch: int, seq: int, threads: int, samples: int, as_json:
                 disturbed += 1
             results[name].append(result)
     table = {
-        name: {key: statistics.median(r[key] for r in rows) for key in ("tokens_per_s", "peak_rss_mib")}
+        name: {
+            key: statistics.median(r[key] for r in rows) for key in ("tokens_per_s", "peak_rss_mib")
+        }
         for name, rows in results.items()
     }
     ours = table["crystalline"]

@@ -182,7 +182,7 @@ def test_transformers_makes_the_same_ids(tmp_path, caplog):
 
 
 def test_safetensors_reads_what_we_stream(tmp_path):
-    from safetensors import safe_open  # noqa: PLC0415  # only here
+    from safetensors import safe_open  # only here
 
     weights = weights_of(CONFIG, 1)
     save_model(tmp_path, CONFIG, TOKENIZER, weights)

@@ -1,4 +1,4 @@
-"""A trained model in use: the cache, sampling, stop strings, streaming, the same text on any threads."""
+"""A trained model in use: cache, sampling, stop strings, streaming, one text on any threads."""
 
 from __future__ import annotations
 
@@ -120,9 +120,14 @@ def test_characters_of_several_tokens_come_whole(model: Model) -> None:
     assert "".join(model._pieces(iter(ids[:-1]))).endswith("\ufffd")
 
 
-@given(st.text("ab", max_size=40), st.lists(st.text("ab", min_size=1, max_size=4), max_size=3), st.data())
+STOPS = st.lists(st.text("ab", min_size=1, max_size=4), max_size=3)
+
+
+@given(st.text("ab", max_size=40), STOPS, st.data())
 @settings(max_examples=200, deadline=None)
-def test_until_is_the_text_before_the_first_stop(text: str, stops: list[str], data: st.DataObject) -> None:
+def test_until_is_the_text_before_the_first_stop(
+    text: str, stops: list[str], data: st.DataObject
+) -> None:
     def pieces() -> Iterator[str]:
         at = 0
         while at < len(text):

@@ -284,17 +284,16 @@ c = t.BUILDERS["matmul"][0]((37, 33, 65))
 old = t.Team(2)
 def bits(team): return c.outputs(team)["y"].tobytes()
 want = bits(old)
-assert not old.forked
 child = os.fork()
 if child == 0:
-    ok = old.forked and bits(old) == bits(t.Team(3)) == want and t.Team(1).forked
+    ok = bits(old) == bits(t.Team(3)) == bits(old) == want
     grandchild = os.fork()
     if grandchild == 0:
         os._exit(0 if bits(old) == want else 4)
     os._exit(3 if not ok else os.waitstatus_to_exitcode(os.waitpid(grandchild, 0)[1]))
 status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 assert status == 0, status
-assert bits(old) == want and not old.forked
+assert bits(old) == want
 print("done", end="")
 """
 
@@ -302,6 +301,23 @@ print("done", end="")
 def test_a_fork_after_a_team_has_run_finishes_with_the_same_bits() -> None:
     done = run_python(FORK, timeout=60)
     assert done.stdout == "done", done.stderr
+
+
+def test_a_team_that_is_gone_leaves_no_thread() -> None:
+    code = """
+import os, test_team as t
+c = t.small_case("matmul")
+before = len(os.listdir('/proc/self/task'))
+for threads in (2, 5, 12, 3):
+    team = t.Team(threads)
+    c.outputs(team)
+    del team
+    assert len(os.listdir('/proc/self/task')) == before
+t.Team(4)
+print("none", end="")
+"""
+    done = run_python(code, timeout=60)
+    assert done.stdout == "none", done.stderr
 
 
 @pytest.mark.parametrize("first", ["torch", "crystalline._native"])

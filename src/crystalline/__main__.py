@@ -20,8 +20,8 @@ from crystalline.errors import CrystallineError, Interrupted, tame
 def main(args: Sequence[str] | None = None) -> int:
     """Runs the command with ``args`` (default: the process's); returns its exit code."""
     # A process may be born without them, and print would then write to what is there.
-    sys.stdout = sys.stdout or open(os.devnull, "w")
-    sys.stderr = sys.stderr or open(os.devnull, "w")
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
     try:
         # Imported here, so that Ctrl-C while the libraries load ends as it does later.
         from crystalline.cli import cli

@@ -110,7 +110,11 @@ def _resumed(folder: Path, said: TrainConfig, merged: dict[str, Any], tell: OnEv
 
 
 def _created(
-    paths: PathLike | Iterable[PathLike], folder: Path, said: TrainConfig, begun: float, tell: OnEvent
+    paths: PathLike | Iterable[PathLike],
+    folder: Path,
+    said: TrainConfig,
+    begun: float,
+    tell: OnEvent,
 ) -> Trainer:
     if _holds_model(folder):
         raise UsageError(f"{folder}: holds a model already; use resume, or another out")
@@ -193,4 +197,3 @@ def _tell_plan(trainer: Trainer, tell: OnEvent) -> None:
         "isa": trainer.team.isa, "out": str(trainer.out),
         "memory_mib": check_memory(c, r.batch_size, c.seq_len, trainer.team) / 2**20,
     })  # fmt: skip
-

@@ -1,5 +1,5 @@
-"""A trained model in use: logits, losses, and text, from weights packed once and a cache of keys and
-values."""
+"""A trained model in use: logits, losses and text, from weights packed once and a cache of keys
+and values."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from crystalline._native import Team
 from crystalline.checkpoint import load_model
 from crystalline.config import ModelConfig
 from crystalline.errors import UsageError
@@ -53,9 +52,15 @@ class Model:
         self._plain: dict[str, Floats] = {}
         self._packed: dict[str, Floats] = {}
         self._head = "model.embed_tokens.weight" if config.tied else "lm_head.weight"
-        skip = ("q_proj.weight", "k_proj.weight", "v_proj.weight", "gate_proj.weight", "up_proj.weight")
+        joined = (
+            "q_proj",
+            "k_proj",
+            "v_proj",
+            "gate_proj",
+            "up_proj",
+        )  # used as part of a fused one
         for name, w in parameters.fused.items():
-            if name.endswith(skip):
+            if name.endswith(tuple(f"{part}.weight" for part in joined)):
                 continue
             if w.ndim == 1 or name in ("model.embed_tokens.weight", self._head):
                 self._plain[name] = w.copy()
@@ -68,11 +73,13 @@ class Model:
     def _checked(self, ids: Ids, least: int = 1) -> NDArray[np.int32]:
         array = np.ascontiguousarray(ids, dtype=np.int64)
         if array.ndim != 1 or len(array) < least:
-            raise UsageError(f"ids has shape {array.shape}, but must be a list of {least} or more ids")
+            raise UsageError(
+                f"ids has shape {array.shape}, but must be a list of {least} or more ids"
+            )
         if len(array) > self.config.seq_len:
             raise UsageError(
-                f"ids has {len(array)} tokens, but the model knows {self.config.seq_len} positions; "
-                "give fewer"
+                f"ids has {len(array)} tokens, but the model knows {self.config.seq_len} "
+                "positions; give fewer"
             )
         if array.min() < 0 or array.max() >= self.config.vocab_size:
             raise UsageError(
@@ -98,7 +105,9 @@ class Model:
                 h, qkv, cache.keys[layer], cache.values[layer], c.heads, cache.used
             )
             team.matmul_packed(mid, h, self._packed[p + "self_attn.o_proj.weight"], x)
-            team.rmsnorm(h, rrms, mid, self._plain[p + "post_attention_layernorm.weight"], c.norm_eps)
+            team.rmsnorm(
+                h, rrms, mid, self._plain[p + "post_attention_layernorm.weight"], c.norm_eps
+            )
             team.matmul_packed(gu, h, self._packed[p + "mlp.gate_up"])
             team.swiglu(act, gu)
             team.matmul_packed(x, act, self._packed[p + "mlp.down_proj.weight"], mid)
@@ -107,7 +116,7 @@ class Model:
         return h
 
     def _prefill(self, ids: NDArray[np.int32], cache: Cache) -> Iterator[Floats]:
-        """Hidden states of the tokens, at most ROWS at a time, so memory does not grow with them."""
+        """Hidden states of the tokens, at most ROWS at a time, so memory stays bounded."""
         for at in range(0, len(ids), ROWS):
             yield self._hidden(ids[at : at + ROWS], cache)
 
@@ -124,7 +133,7 @@ class Model:
             return np.concatenate([self._project(h) for h in self._prefill(array, cache)])
 
     def loss(self, ids: Ids) -> float:
-        """Mean cross-entropy in nats of each of ``ids`` (T,) after the first, T from 2 to seq_len."""
+        """Mean cross-entropy in nats of ``ids`` (T,) after the first, T from 2 to seq_len."""
         array = self._checked(ids, least=2)
         with self._lock:
             cache = Cache(self.config, len(array))
@@ -142,11 +151,10 @@ class Model:
         When the positions run out the model goes on from the last half of them.
         """
         ids, bits, room = list(prompt), np.random.PCG64(seed), self.config.seq_len
-        cache, fresh = Cache(self.config, room), ids[-room:] if len(ids) <= room else ids[-(room // 2 or 1):]
+        cache, fresh = Cache(self.config, room), ids
         for _ in range(most):
             if cache.used + len(fresh) > room:
-                cache = Cache(self.config, room)
-                fresh = ids[-max(room // 2, 1) :]
+                cache, fresh = Cache(self.config, room), ids[-max(room // 2, 1) :]
             with self._lock:
                 for h in self._prefill(np.array(fresh, np.int32), cache):
                     last = h[-1:]

@@ -182,7 +182,7 @@ class Head:
 
 
 def decoder_steps(c: ModelConfig, training: bool) -> list[Step]:
-    """The graph.  Without training all layers share the arrays of slot 0, and its x is rewritten."""
+    """The graph.  Without training all layers share the arrays of slot 0."""
     steps: list[Step] = [Embed()]
     for layer in range(c.layers):
         slot = layer if training else 0

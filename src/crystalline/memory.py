@@ -1,5 +1,6 @@
 """Large blocks of float32, asked for once, on huge pages where the system gives them."""
 
+import contextlib
 import mmap
 
 import numpy as np
@@ -11,8 +12,6 @@ def arena(count: int) -> NDArray[np.float32]:
     block = mmap.mmap(-1, max(4 * count, mmap.PAGESIZE))
     if hasattr(mmap, "MADV_HUGEPAGE"):
         # A kernel built without transparent huge pages refuses; ordinary pages do as well.
-        try:
+        with contextlib.suppress(OSError):
             block.madvise(mmap.MADV_HUGEPAGE)
-        except OSError:
-            pass
     return np.frombuffer(block, np.float32, count)

@@ -1,8 +1,6 @@
-"""The decoder: its weights in one block, its activations in another, and the graph that uses them."""
+"""The decoder: weights in one block, activations in another, and the graph that uses them."""
 
 from __future__ import annotations
-
-from collections.abc import Iterable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -158,8 +156,3 @@ class Decoder:
 def _chain(values: NDArray[np.float64]) -> float:
     """The sum from left to right (NumPy's own sum pairs differently on different CPUs)."""
     return float(np.add.accumulate(values)[-1]) if len(values) else 0.0
-
-
-def batch_targets(batches: Iterable[NDArray[np.int32]]) -> int:
-    """How many targets count."""
-    return sum(int((t >= 0).sum()) for t in batches)

@@ -90,9 +90,7 @@ def choose_model(
         rung = 0
         for candidate in range(len(LADDER)):
             c = ladder_config(candidate, vocab_size)
-            tokens = (
-                corpus_tokens if seconds is None else seconds * flops / flops_per_token(c)
-            )
+            tokens = corpus_tokens if seconds is None else seconds * flops / flops_per_token(c)
             if tokens >= TOKENS_PER_PARAMETER * parameter_count(c):
                 rung = candidate
         base = ladder_config(rung, vocab_size)

@@ -3,7 +3,6 @@ Nguyen et al. 2024, repetition penalty Keskar et al. 2019."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +10,15 @@ from numpy.typing import NDArray
 
 from crystalline._native import Team
 from crystalline.errors import ConfigError
+
+
+RANGES = {  # least, most, a value that works
+    "temperature": (0.0, 100.0, 0.8),
+    "top_k": (0, 2**31, 50),
+    "top_p": (1e-6, 1.0, 0.9),
+    "min_p": (0.0, 1.0, 0.05),
+    "repetition_penalty": (1e-3, 100.0, 1.1),
+}
 
 
 @dataclass(frozen=True)
@@ -25,12 +33,9 @@ class Sampling:
     repetition_penalty: float = 1.0
 
     def __post_init__(self) -> None:
-        for name, low, high, works in (
-            ("temperature", 0.0, 100.0, "0.8"), ("top_k", 0, 2**31, "50"), ("top_p", 0.0, 1.0, "0.9"),
-            ("min_p", 0.0, 1.0, "0.05"), ("repetition_penalty", 1e-3, 100.0, "1.1"),
-        ):  # fmt: skip
+        for name, (low, high, works) in RANGES.items():
             value = getattr(self, name)
-            if not (math.isfinite(value) and low <= value <= high) or (name == "top_p" and value == 0):
+            if not low <= value <= high:  # not a number fails here too
                 raise ConfigError(
                     f"{name} is {value}, but must be from {low} to {high}; choose {works}"
                 )
@@ -42,7 +47,11 @@ def uniform(bits: np.random.PCG64) -> float:
 
 
 def draw(
-    logits: NDArray[np.float32], seen: NDArray[np.int64], s: Sampling, bits: np.random.PCG64, team: Team
+    logits: NDArray[np.float32],
+    seen: NDArray[np.int64],
+    s: Sampling,
+    bits: np.random.PCG64,
+    team: Team,
 ) -> int:
     """The next token's id.  ``logits`` (V,) is not kept; ``seen`` are the ids so far.
 

@@ -68,7 +68,9 @@ class Trainer:
         self.optimizer = AdamW(self.weights, team, settings)
         self.decoder = Decoder(self.weights, team, B, T, self.gradients)
         self.batches = Batches(self.store.train, B, T, recipe.seed)
-        self.token_bytes = np.array([len(tokenizer.token_bytes(i)) for i in range(config.vocab_size)])
+        self.token_bytes = np.array(
+            [len(tokenizer.token_bytes(i)) for i in range(config.vocab_size)]
+        )
         self.metrics = Metrics(out / "metrics.jsonl")
         self.deadline: float | None = None
         self.pace = self.validation_seconds = self.save_seconds = 0.0
@@ -193,7 +195,12 @@ class Trainer:
         }  # fmt: skip
         self.metrics.flush()
         save_model(
-            self.out, self.config, self.tokenizer, self.weights.named, optimizer=moments, state=state
+            self.out,
+            self.config,
+            self.tokenizer,
+            self.weights.named,
+            optimizer=moments,
+            state=state,
         )
         self.saved_at = time.monotonic()
         self.save_seconds = self.saved_at - begun
@@ -209,9 +216,10 @@ class Trainer:
     def _pace(self, event: Event) -> Event:
         """A step's event with what a reader wants to see beside it."""
         p, now = self.progress, time.monotonic()
-        self.pace = event["seconds"] if p.step <= 2 else 0.9 * self.pace + 0.1 * event["seconds"]
+        self.pace = 0.9 * (self.pace or event["seconds"]) + 0.1 * event["seconds"]
+        epoch = self.batches.epoch_of(p.step * self.recipe.accumulate)
         event |= {
-            "steps": p.course.steps, "epoch": self.batches.epoch_of(p.step * self.recipe.accumulate),
+            "steps": p.course.steps, "epoch": epoch,
             "tokens_per_s": event["tokens"] / self.pace, "elapsed": now - self.begun,
             "eta": (p.course.steps - p.step) * self.pace,
             "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,

@@ -19,6 +19,7 @@ static head_plan plan_head(const cry_team *team, const int64_t *groups, int64_t 
 {
     head_plan p = {0};
     int64_t most = 0;
+    if (V <= 0) return p; /* cry_head refuses it; its need may be asked before */
     for (int g = 0; g < CRY_GROUPS; g++) {
         int64_t rows = groups[g + 1] - groups[g];
         most = rows > most ? rows : most;

@@ -54,7 +54,7 @@ cdef class Team:
     cdef readonly int threads
     cdef readonly str isa
 
-    def __init__(self, int threads, isa=None):
+    def __cinit__(self, int threads, isa=None):
         if threads < 1 or threads > 4096:
             raise UsageError(f"threads is {threads}, but must be 1 to 4096")
         cdef bytes name
@@ -286,6 +286,9 @@ cdef class Team:
         _same("attention_cached", "rows of out", out.shape[0], "rows of qkv", rows)
         _same("attention_cached", "columns of out", out.shape[1], "heads x width",
               H * shape.head_dim)
+        if position < 0 or position + rows > capacity:
+            raise ValueError(f"attention_cached: positions {position} to {position + rows} are "
+                             f"outside the cache's {capacity}")
         self._reserve(0, cry_need_attention(&shape, 0))
         with nogil:
             status = cry_attention_with_cache(&self.c, &out[0, 0], &qkv[0, 0], &keys[0, 0, 0],
@@ -354,7 +357,9 @@ cdef class Team:
         _same("head", "entries of losses", losses.shape[0], "rows of h", R)
         _same("head", "targets", targets.shape[0], "rows of h", R)
         _same("head", "groups", groups.shape[0], "the number of starts", 13)
-        if dh is not None and dw is not None:
+        if (dh is None) != (dw is None):
+            raise ValueError("head: dh and dw come together, but only one is given")
+        if dh is not None:
             _same("head", "rows of dh", dh.shape[0], "rows of h", R)
             _same("head", "columns of dh", dh.shape[1], "columns of h", D)
             _same("head", "rows of dw", dw.shape[0], "rows of w", V)

@@ -49,7 +49,9 @@ def test_head(benchmark: Any, team: Team, gradient: bool) -> None:
     targets = np.arange(R, dtype=np.int32)
     out = (np.empty_like(h), np.empty_like(w)) if gradient else ()
     benchmark(team.head, losses, h, w, targets, GROUPS, *out)
-    benchmark.extra_info["gflops"] = (6e-9 if gradient else 2e-9) * R * V * D / benchmark.stats["median"]
+    benchmark.extra_info["gflops"] = (
+        (6e-9 if gradient else 2e-9) * R * V * D / benchmark.stats["median"]
+    )
 
 
 @pytest.mark.parametrize("T", [256, 1024])
