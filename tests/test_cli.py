@@ -21,6 +21,7 @@ from typing import Any
 import pytest
 from command import LIMIT, SMALL, invoke, run, start, weights
 from conftest import prose
+from rich.console import Console
 
 import crystalline
 from crystalline import cli
@@ -28,7 +29,7 @@ from crystalline.__main__ import main
 from crystalline.config import TrainConfig
 from crystalline.errors import tame
 from crystalline.inference import Model
-from crystalline.progress import SKIPPED, Lines, clock, finished, found, planned, short
+from crystalline.progress import SKIPPED, Lines, Screen, clock, finished, found, planned, short
 
 STEPS = 40
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
@@ -219,6 +220,31 @@ def test_a_terminal_shows_a_live_display(text_file: Path, tmp_path: Path) -> Non
         assert words in plain
     assert plain.count('--prompt "..."') == 1
     assert shown.count("\x1b[?25l") == shown.count("\x1b[?25h")  # the cursor is back
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_the_display_can_be_drawn_at_every_moment(
+    text_file: Path, tmp_path: Path, encoding: str
+) -> None:
+    events: list[dict[str, Any]] = [
+        {"event": "progress", "phase": "tokens", "done": 1, "total": 4},
+        {"event": "data", "files": 1, "bytes": 9,
+         "skipped": [{"path": "a[b].png", "reason": "binary"}]},
+    ]  # fmt: skip
+    args = ["train", text_file, "--out", tmp_path / "m", "--steps", 9, "--json", *SMALL]
+    events += map(json.loads, invoke(*args).splitlines())
+    raw = io.BytesIO()
+    file = io.TextIOWrapper(raw, encoding=encoding)
+    console = Console(file=file, force_terminal=True, width=60, highlight=False)
+    screen = Screen(console)
+    for event in events:
+        screen(event)
+        console.print(screen.doing)
+    file.flush()
+    shown = re.sub(r"\x1b\[[0-9;]*m", "", raw.getvalue().decode())
+    for words in ("turning text into tokens: 25 % of 4B", "a[b].png: binary", "step 9 of 9",
+                  "measuring how fast", "learning a vocabulary", "starting", "use it"):  # fmt: skip
+        assert words in shown
 
 
 def test_generated_text_cannot_steer_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:

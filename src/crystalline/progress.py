@@ -246,6 +246,8 @@ class Screen:
 
     def _table(self, rows: list[tuple[str, str]], done: bool) -> None:
         table = Table.grid(padding=(0, 2))
+        table.add_column(no_wrap=True)
+        table.add_column(overflow="fold")  # a path is shown whole
         for name, text in rows:
             table.add_row(Text(name, style="bold green" if done else "bold cyan"), Text(text))
         self.console.print()
