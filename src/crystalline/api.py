@@ -12,6 +12,7 @@ from typing import Any
 from crystalline.batches import Batches
 from crystalline.checkpoint import CHECKSUMS, COMMIT
 from crystalline.config import (
+    PRESETS,
     SMALLEST_VOCAB,
     ModelConfig,
     TrainConfig,
@@ -24,6 +25,7 @@ from crystalline.errors import UsageError
 from crystalline.inference import Model, load
 from crystalline.plan import (
     DEFAULT_MINUTES,
+    Budget,
     Recipe,
     check_memory,
     choose_model,
@@ -90,12 +92,17 @@ def _holds_model(folder: Path) -> bool:
 def _resumed(folder: Path, said: TrainConfig, merged: dict[str, Any], tell: OnEvent) -> Trainer:
     if not _holds_model(folder):
         raise UsageError(f"{folder}: holds no checkpoint to resume; train without resume first")
-    fixed = sorted(set(merged) - {"threads", "steps"})
-    if fixed:
-        raise UsageError(
-            f"{', '.join(fixed)} cannot change when resuming; leave out all but threads and steps"
-        )
     trainer = Trainer.resume(folder, make_team(said.threads), tell)
+    recorded = asdict(trainer.config) | asdict(trainer.recipe)
+    changed = [
+        name
+        for name, value in merged.items()
+        if name not in ("threads", "steps") and (name, value) not in recorded.items()
+    ]
+    if changed:
+        raise UsageError(
+            f"{', '.join(changed)} cannot change when resuming; leave out all but threads and steps"
+        )
     p = trainer.progress
     if said.steps is not None and said.steps != p.course.steps:
         if said.steps <= p.step:
@@ -121,8 +128,9 @@ def _created(
     team = make_team(said.threads)
     if said.dim is not None or said.preset is not None:
         # What can never fit is refused before a large corpus is read: the smallest vocabulary.
-        least = choose_model(said, SMALLEST_VOCAB, None, 1.0, 0)
-        check_memory(least, choose_recipe(said, least).batch_size, least.seq_len, team)
+        nothing = Budget(said, 0)
+        least = choose_model(nothing, SMALLEST_VOCAB)
+        check_memory(least, choose_recipe(nothing, least).batch_size, least.seq_len, team)
     sources, skipped = collect(paths)
     val_sources, val_skipped = collect(said.val) if said.val else (None, [])
     skipped = [*skipped, *val_skipped]
@@ -134,6 +142,8 @@ def _created(
         tokenizer = Tokenizer.load(said.tokenizer)
     else:
         wanted = said.vocab_size or default_vocab_size(size)
+        if said.vocab_size is None and said.preset is not None:
+            wanted = max(PRESETS[said.preset].vocab_size, SMALLEST_VOCAB)
         texts = _read(train_pieces, _reporter(tell, "tokenizer"))
         tokenizer = Tokenizer.train(texts, wanted)
     tell({"event": "tokenizer", "vocab_size": tokenizer.vocab_size})
@@ -142,8 +152,9 @@ def _created(
         minutes = DEFAULT_MINUTES
     # The sizes are checked before anything is written.
     seconds = None if minutes is None else 60 * minutes - (time.monotonic() - begun)
-    config = choose_model(said, tokenizer.vocab_size, seconds, machine_flops(team), size // 3)
-    recipe = choose_recipe(said, config)
+    budget = Budget(said, size // 3, seconds, machine_flops(team))
+    config = choose_model(budget, tokenizer.vocab_size)
+    recipe = choose_recipe(budget, config)
     check_memory(config, recipe.batch_size, config.seq_len, team)
     folder.mkdir(parents=True, exist_ok=True)
     write_shards(folder, tokenizer, train_pieces, val_pieces, _reporter(tell, "tokens"))

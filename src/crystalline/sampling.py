@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from crystalline._native import Team
 from crystalline.errors import ConfigError
 
-
 RANGES = {  # least, most, a value that works
     "temperature": (0.0, 100.0, 0.8),
     "top_k": (0, 2**31, 50),

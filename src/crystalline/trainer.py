@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from crystalline._native import Team
 from crystalline.batches import Batches, validation_batches
@@ -109,17 +108,13 @@ class Trainer:
 
     # --- one step ---------------------------------------------------------------------------------
 
-    def batch(self, step: int) -> list[tuple[NDArray[np.int32], NDArray[np.int32]]]:
-        """The micro-batches of a step."""
-        n = self.recipe.accumulate
-        return [self.batches.batch(step * n + i) for i in range(n)]
-
     def gradient(self, step: int) -> tuple[float, int]:
         """Sets the gradients of a step's mean loss; returns that loss and its number of tokens."""
-        batch = self.batch(step)
-        count = sum(int((targets >= 0).sum()) for _, targets in batch)
-        total = 0.0
-        for i, (ids, targets) in enumerate(batch):
+        n, total = self.recipe.accumulate, 0.0
+        # Counted first: each micro-batch is weighted by its share of the whole step's tokens.
+        count = sum(int((self.batches.batch(step * n + i)[1] >= 0).sum()) for i in range(n))
+        for i in range(n):
+            ids, targets = self.batches.batch(step * n + i)
             total += self.decoder.gradient(ids, targets, 1.0 / count, i > 0)
         return total / count, count
 
@@ -131,16 +126,19 @@ class Trainer:
         loss, count = self.gradient(p.step)
         norm = self.optimizer.step(self.gradients, lr) if math.isfinite(loss) else math.nan
         if not math.isfinite(norm):
-            raise NumericsError(
-                f"the loss is {loss} and its gradient {norm} at step {p.step + 1}; the checkpoint "
-                f"in {self.out} is intact; lower lr (now {r.lr:g}) and train again"
-            )
+            raise self._not_finite(f"the loss is {loss} and its gradient {norm}")
         seconds = time.monotonic() - begun
         p.step, p.tokens, p.seconds = p.step + 1, p.tokens + count, p.seconds + seconds
         return {
             "event": "step", "step": p.step, "loss": loss, "lr": lr, "grad_norm": norm,
             "tokens": count, "seconds": seconds,
         }  # fmt: skip
+
+    def _not_finite(self, what: str) -> NumericsError:
+        return NumericsError(
+            f"{what} at step {self.progress.step + 1}; the checkpoint in {self.out} is intact; "
+            f"lower lr (now {self.recipe.lr:g}) and train again"
+        )
 
     # --- validation -------------------------------------------------------------------------------
 
@@ -167,15 +165,18 @@ class Trainer:
         }  # fmt: skip
 
     def _validated(self, most: int | None = VALIDATION_TOKENS) -> None:
-        """Validates, and keeps the weights as the best if they are."""
+        """Validates, and keeps the weights as the best if they are.
+
+        A validation over all the held-out text, where the others took a part of it, is only told.
+        """
         result, p = self.validate(most), self.progress
         if result is None:
             return
+        if not math.isfinite(result["loss"]):
+            raise self._not_finite(f"the validation loss is {result['loss']}")
         self.validation_seconds = result["seconds"]
         p.validation = {k: result[k] for k in ("step", "loss", "bits_per_byte", "tokens")}
-        if not math.isfinite(result["loss"]):
-            return
-        if p.best is None or result["loss"] < p.best:
+        if most is not None and (p.best is None or result["loss"] < p.best):
             p.best, p.best_step = result["loss"], p.step
             p.best_bits_per_byte = result["bits_per_byte"]
             save_model(self.out / BEST, self.config, self.tokenizer, self.weights.named)
@@ -227,13 +228,15 @@ class Trainer:
         return event
 
     def aim(self, deadline: float) -> None:
-        """Sets the end so that the run is over at ``deadline`` (time.monotonic); measures two
-        steps' gradients for that and throws them away."""
+        """Sets the end so that the run is over at ``deadline`` (time.monotonic); measures some
+        gradients for that and throws them away."""
         self.deadline = deadline
-        self.gradient(0)
-        begun = time.monotonic()
-        self.gradient(0)
-        self.pace = (time.monotonic() - begun) * 1.05
+        spent = []
+        for _ in range(4):
+            begun = time.monotonic()
+            self.gradient(0)
+            spent.append(time.monotonic() - begun)
+        self.pace = min(spent) * 1.05
         begun = time.monotonic()
         if self.validate() is not None:
             self.validation_seconds = time.monotonic() - begun
@@ -247,7 +250,11 @@ class Trainer:
         validations = VALIDATIONS - int(VALIDATIONS * p.course.at(p.step)) + 0.5
         reserve = validations * self.validation_seconds + 3 * self.save_seconds + 0.3
         seconds = self.deadline - time.monotonic() - reserve
-        p.course = p.course.moved(p.step, p.step + max(1, int(seconds / self.pace)))
+        more = max(1, int(seconds / self.pace))
+        # Near the end only a large error moves it: the last steps have the lowest learning rates.
+        left = p.course.steps - p.step
+        if p.step == 0 or abs(more - left) > max(2, 0.01 * p.step):
+            p.course = p.course.moved(p.step, p.step + more)
 
     def _between_steps(self, before: float) -> None:
         """What is due after a step that began at progress ``before``."""
@@ -261,7 +268,8 @@ class Trainer:
         waited = time.monotonic() - self.saved_at
         if done or waited > max(60.0, self.save_seconds / SAVE_SHARE):
             self.save()
-        if not done and int(REPLANS * now) > int(REPLANS * before):
+        last = p.step == p.course.steps - 1
+        if not done and (last or int(REPLANS * now) > int(REPLANS * before)):
             self._replan()
 
     def run(self) -> None:
