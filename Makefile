@@ -58,7 +58,8 @@ kill: $(VENV)/tested
 
 ## fuzz: the property tests with twenty times the examples
 fuzz: $(VENV)/tested
-	HYPOTHESIS_PROFILE=long $(BIN)/python -m pytest -q -m 'not slow' -k 'hypothesis or property or any_'
+	CRYSTALLINE_EXAMPLES=20 $(BIN)/python -m pytest -q tests/test_tokenizer.py tests/test_batches.py \
+	  tests/test_kernels.py tests/test_inference.py
 
 ## bench: kernels and steps; bench/against_torch.py compares with PyTorch
 bench: $(VENV)/tested

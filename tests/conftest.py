@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from pathlib import Path
 
@@ -28,6 +29,11 @@ def prose(words: int, seed: int = 0) -> str:
         lines.append(" ".join(rng.choice(WORDS) for _ in range(n)) + ".\n")
         words -= n
     return "".join(lines)
+
+
+def examples(n: int) -> int:
+    """How many examples a property is tried on; CRYSTALLINE_EXAMPLES times as many in `make fuzz`."""
+    return n * int(os.environ.get("CRYSTALLINE_EXAMPLES", "1"))
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from conftest import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -63,7 +64,7 @@ def sequences(batches, count, size, seq_len):
     seed=st.integers(-3, 2**70),
     many=st.integers(1, 4),
 )
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=examples(150))
 def test_every_prediction_is_made_exactly_once_an_epoch(sizes, size, seq_len, seed, many):
     split = make_split(sizes)
     original, module.MANY_WINDOWS = module.MANY_WINDOWS, many

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import TINY, prose
+from conftest import TINY, examples, prose
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -124,7 +124,7 @@ STOPS = st.lists(st.text("ab", min_size=1, max_size=4), max_size=3)
 
 
 @given(st.text("ab", max_size=40), STOPS, st.data())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 def test_until_is_the_text_before_the_first_stop(
     text: str, stops: list[str], data: st.DataObject
 ) -> None:

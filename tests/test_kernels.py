@@ -11,6 +11,7 @@ import pytest
 import reference as ref
 from attention_cases import attention, attention_bwd, empty_cache
 from case import Array, Case, Shape, draw, groups_of, poison
+from conftest import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kernel_cases import GRID, case
@@ -103,7 +104,7 @@ def test_head_with_a_group_of_several_blocks(shape: Shape, isa: str) -> None:
 
 
 SMALL = st.integers(1, 40)
-FEW = settings(max_examples=25, deadline=None, derandomize=True)
+FEW = settings(max_examples=examples(25), deadline=None, derandomize=True)
 
 
 @FEW

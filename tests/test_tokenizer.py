@@ -7,6 +7,7 @@ import sys
 
 import numpy as np
 import pytest
+from conftest import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -45,7 +46,7 @@ def test_decode_returns_any_text(tok, text):
 
 
 @given(text=TRICKY, size=st.integers(1, 7))
-@settings(deadline=None, max_examples=500)
+@settings(deadline=None, max_examples=examples(500))
 def test_a_text_cut_in_pieces_has_the_words_of_the_whole(tok, text, size):
     # Equal words are more than equal ids: they hold for every vocabulary.
     pieces = list(module._cut(text, size))
