@@ -42,7 +42,8 @@ coverage-c: $(VENV)/tested
 	$(BIN)/gcovr --root . --filter 'src/crystalline/_kernels/.*\.[ch]$$' --fail-under-line 90 \
 	  --merge-mode-functions=separate --gcov-suspicious-hits-threshold 0 build/coverage/cmake
 
-## sanitize: kernel tests under the address and undefined-behaviour sanitizers
+## sanitize: kernel tests under the address and undefined-behaviour sanitizers (which catch the one
+## over-read that is made on purpose before the guard page does: that test is left out)
 sanitize: $(VENV)/tested
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade \
 	  --target build/sanitize/site -Cbuild-dir=build/sanitize/cmake \
@@ -50,7 +51,8 @@ sanitize: $(VENV)/tested
 	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
 	  ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
 	  PYTHONPATH=build/sanitize/site \
-	  $(BIN)/python -m pytest -q -p no:cacheprovider $(QUICK_C)
+	  $(BIN)/python -m pytest -q -s -p no:cacheprovider $(QUICK_C) \
+	  --deselect tests/test_guard_pages.py::test_the_guard_is_one
 
 ## kill: a hundred kill -9 in one training, each time resumed; the short version is in `make test`
 kill: $(VENV)/tested

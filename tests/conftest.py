@@ -32,7 +32,7 @@ def prose(words: int, seed: int = 0) -> str:
 
 
 def examples(n: int) -> int:
-    """How many examples a property is tried on; CRYSTALLINE_EXAMPLES times as many in `make fuzz`."""
+    """Examples of a property: CRYSTALLINE_EXAMPLES times as many, which `make fuzz` sets."""
     return n * int(os.environ.get("CRYSTALLINE_EXAMPLES", "1"))
 
 

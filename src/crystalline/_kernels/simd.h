@@ -180,7 +180,13 @@ CRY_INLINE float cry_float(int32_t i)
     memcpy(&x, &i, 4);
     return x;
 }
-CRY_INLINE v16 v16_scale2(v16 a, v16 n) { CRY_LANES(a.e[i] * cry_float(((int32_t)n.e[i] + 127) << 23)); }
+/* 2^n for integral n, without converting what may be no number: 2^23 + n has n in its last bits. */
+CRY_INLINE float cry_pow2(float n)
+{
+    uint32_t e = (uint32_t)cry_bits(n + 12582912.0f) - 0x4b400000u + 127u;
+    return cry_float((int32_t)(e << 23));
+}
+CRY_INLINE v16 v16_scale2(v16 a, v16 n) { CRY_LANES(a.e[i] * cry_pow2(n.e[i])); }
 CRY_INLINE v16 v16_if_lt(v16 a, v16 b, v16 x, v16 y) { CRY_LANES(a.e[i] < b.e[i] ? x.e[i] : y.e[i]); }
 CRY_INLINE v16 v16_exponent(v16 a) { CRY_LANES((float)((cry_bits(a.e[i]) >> 23) - 127)); }
 CRY_INLINE v16 v16_mantissa(v16 a)
