@@ -75,7 +75,7 @@ def main(preset: str, batch: int, seq: int, threads: int, samples: int, as_json:
     disturbed = 0
     for _ in range(samples):
         for name, (command, environment) in contenders.items():
-            for _ in range(4):
+            for _ in range(3):
                 result, others = _sample(command, environment)
                 if others <= 0.1:
                     break
