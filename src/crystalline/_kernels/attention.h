@@ -4,7 +4,7 @@
  *   dv = P^T dout;  dP = dout v^T;  D = sum(dout out);  dS = scale P (dP - D);  dq = dS k;  dk = dS^T q
  *
  * Keys come in blocks of 64 from position 0, with a running maximum m and sum l; a block that lies
- * wholly behind a query changes nothing.  Backward computes P again from lse = m + log l.  Each
+ * wholly behind a query changes nothing (of finite values; infinities spread within a block).  Backward computes P again from lse = m + log l.  Each
  * product is one chain in the order of its inner index, so no block of queries changes a bit.
  * Keys (and values, backward) are transposed into scratch: a vector then holds 16 keys. */
 #ifndef CRY_ATTENTION_H

@@ -57,6 +57,13 @@ static void rmsnorm_bwd_task(void *context, int64_t task, int thread)
                                   w->in2 + at, w->in3, w->in5 + b->begin, b->end - b->begin, w->D);
 }
 
+static void dw_tree_task(void *context, int64_t task, int thread)
+{
+    rows_job *w = context;
+    (void)task, (void)thread;
+    w->team->kernels->tree_add(w->out, w->team->shared, w->D, w->branches, (int)w->rows);
+}
+
 cry_status cry_rmsnorm_bwd(const cry_team *team, float *dx, float *dw, const float *residual,
                            const float *dy, const float *x, const float *w, const float *rrms,
                            const int64_t *groups, int64_t R, int64_t D, int accumulate)
@@ -69,7 +76,9 @@ cry_status cry_rmsnorm_bwd(const cry_team *team, float *dx, float *dw, const flo
     rows_job job = {.team = team, .out = dx, .in = dy, .in2 = x, .in3 = w, .in4 = residual, .D = D,
                     .in5 = rrms, .branches = branches};
     cry_run(team, count, rmsnorm_bwd_task, &job);
-    team->kernels->tree_add(dw, team->shared, D, branches, count);
+    job.out = dw;
+    job.rows = count;
+    cry_run(team, 1, dw_tree_task, &job); /* as a task, so that it runs in the team's mode */
     return CRY_OK;
 }
 
@@ -86,7 +95,7 @@ cry_status cry_rope(const cry_team *team, float *x, const float *cosine, const f
                     int64_t stride, int64_t heads, int64_t head_dim, int64_t position, int64_t T,
                     int inverse)
 {
-    if (R < 0 || head_dim <= 0 || head_dim % 2 || heads <= 0 || heads * head_dim > stride || T <= 0 ||
+    if (R < 0 || head_dim <= 0 || head_dim % 2 || heads <= 0 || heads > stride / head_dim || T <= 0 ||
         position < 0)
         return CRY_BAD_SHAPE;
     rows_job job = {.team = team, .out = x, .in = cosine, .in2 = sine, .stride = stride, .D = head_dim,
@@ -195,7 +204,8 @@ cry_status cry_attention_with_cache(const cry_team *team, float *out, const floa
                                     float *values, const cry_attention *shape, int64_t rows,
                                     int64_t position, int64_t capacity)
 {
-    if (!shape_ok(shape) || rows < 0 || position < 0 || capacity % 64 || position + rows > capacity)
+    if (!shape_ok(shape) || rows < 0 || position < 0 || capacity % 64 || rows > capacity ||
+        position > capacity - rows)
         return CRY_BAD_SHAPE;
     if (team->scratch_len < SCORES) return CRY_NO_SCRATCH;
     rows_job job = {.team = team, .out = out, .in = qkv, .out2 = keys, .out3 = values, .shape = shape,

@@ -60,7 +60,7 @@ cry_status cry_embedding_bwd(const cry_team *team, float *dw, const float *dx, c
                              const int64_t *groups, int64_t R, int64_t D, int64_t V, int accumulate,
                              int32_t *list, int64_t *index)
 {
-    if (R <= 0 || D <= 0 || V <= 0) return CRY_BAD_SHAPE;
+    if (R <= 0 || D <= 0 || V <= 0 || R > INT32_MAX) return CRY_BAD_SHAPE; /* list holds int32 */
     if (!cry_groups_ok(groups, R)) return CRY_BAD_GROUPS;
     if (!ids_ok(ids, R, V)) return CRY_BAD_INDEX;
     /* Counting sort: list holds the rows of token 0, then of token 1, ..., each in rising order;

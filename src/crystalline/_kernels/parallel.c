@@ -9,6 +9,7 @@
  *
  * Denormals are flushed in workers, and in the caller inside a region; its mode comes back.  Nothing
  * is pinned.  Workers take no signals. */
+#define _POSIX_C_SOURCE 200809L
 #include "parallel.h"
 
 #include <pthread.h>
@@ -31,9 +32,10 @@ struct cry_pool {
     atomic_int waiting;   /* the caller may be asleep on gate */
     atomic_int stop;
     atomic_llong next;    /* the next task nobody has taken */
-    cry_task *task;       /* these three are written while the gate is shut and nobody is inside */
+    cry_task *task;       /* these four are written while the gate is shut and nobody is inside */
     void *context;
     int64_t tasks;
+    int limit;            /* thread numbers below it may take tasks: the team's scratch ends there */
     int threads, workers; /* asked for; running */
     int64_t spin;
     unsigned generation;  /* of forks, when the workers were started */
@@ -51,12 +53,14 @@ static pthread_once_t watch_once = PTHREAD_ONCE_INIT;
 static void in_child(void) { atomic_fetch_add(&fork_generation, 1); }
 static void watch_forks(void) { pthread_atfork(0, 0, in_child); }
 
-/* Flush denormals from here on; returns the mode to be restored. */
+/* The mode of all our arithmetic from here on; returns the one to be restored. */
 static unsigned enter_mode(void)
 {
 #if defined(__SSE__)
     unsigned before = _mm_getcsr();
-    _mm_setcsr(before | 0x8040u); /* flush to zero, denormals are zero */
+    /* Flush to zero, denormals are zero, round to nearest, no exceptions: the same in every thread,
+     * whatever the caller had set. */
+    _mm_setcsr(0x9fc0u);
     return before;
 #else
     return 0;
@@ -122,7 +126,7 @@ static void *work(void *argument)
         wait_while(&pool->region, seen, &pool->sleepers, pool->spin);
         seen = atomic_load(&pool->region);
         if (!enter(pool)) continue;
-        take_tasks(pool, start.thread);
+        if (start.thread < pool->limit) take_tasks(pool, start.thread);
         /* The last one out after the gate was shut wakes the caller. */
         if (atomic_fetch_sub(&pool->gate, 1) == 1 && atomic_load(&pool->waiting))
             cry_wake_all(&pool->gate);
@@ -191,11 +195,12 @@ void cry_pool_free(cry_pool *pool)
     free(pool);
 }
 
-static void run_region(cry_pool *pool, int64_t tasks, cry_task *task, void *context)
+static void run_region(cry_pool *pool, int limit, int64_t tasks, cry_task *task, void *context)
 {
     pool->task = task;
     pool->context = context;
     pool->tasks = tasks;
+    pool->limit = limit;
     atomic_store(&pool->next, 0);
     atomic_store(&pool->gate, OPEN);
     atomic_fetch_add(&pool->region, 1);
@@ -217,7 +222,7 @@ void cry_run(const cry_team *team, int64_t tasks, cry_task *task, void *context)
     if (!pool || pool->workers == 0 || tasks <= 1) {
         for (int64_t t = 0; t < tasks; t++) task(context, t, 0);
     } else {
-        run_region(pool, tasks, task, context);
+        run_region(pool, team->threads, tasks, task, context);
     }
     leave_mode(mode);
 }

@@ -129,6 +129,11 @@ CRY_INLINE v16 v16_mantissa(v16 x) { return v16_of(cry_mantissa(x.a), cry_mantis
 
 #else /* portable */
 
+#include <float.h>
+#if FLT_EVAL_METHOD != 0
+#error "floats must be rounded at every operation: on 32-bit x86 compile with -msse2 -mfpmath=sse"
+#endif
+
 #define CRY_ISA_NAME "portable"
 typedef struct { float e[16]; } v16;
 enum { TILE_M = 4, TILE_V = 1 };
@@ -188,7 +193,7 @@ CRY_INLINE float cry_pow2(float n)
 }
 CRY_INLINE v16 v16_scale2(v16 a, v16 n) { CRY_LANES(a.e[i] * cry_pow2(n.e[i])); }
 CRY_INLINE v16 v16_if_lt(v16 a, v16 b, v16 x, v16 y) { CRY_LANES(a.e[i] < b.e[i] ? x.e[i] : y.e[i]); }
-CRY_INLINE v16 v16_exponent(v16 a) { CRY_LANES((float)((cry_bits(a.e[i]) >> 23) - 127)); }
+CRY_INLINE v16 v16_exponent(v16 a) { CRY_LANES((float)((int32_t)((uint32_t)cry_bits(a.e[i]) >> 23) - 127)); }
 CRY_INLINE v16 v16_mantissa(v16 a)
 {
     CRY_LANES(cry_float((cry_bits(a.e[i]) & 0x007fffff) | 0x3f800000));

@@ -3,6 +3,7 @@
 
 from libc.stdint cimport int32_t, int64_t
 
+from checks cimport *
 from kernels cimport *
 
 from crystalline.errors import UsageError
@@ -26,22 +27,6 @@ def quota_cpus(root):
     return cry_quota_cpus(root.encode())
 
 
-cdef object _same(str op, str left, Py_ssize_t a, str right, Py_ssize_t b):
-    if a != b:
-        raise ValueError(f"{op}: {left} is {a}, but {right} is {b}")
-
-
-cdef object _check(str op, cry_status status):
-    if status == CRY_OK:
-        return
-    raise ValueError(op + ": " + {
-        CRY_BAD_SHAPE: "a size is zero, negative or does not fit the others",
-        CRY_BAD_GROUPS: "the 13 group starts must rise from 0 to the number of rows",
-        CRY_BAD_INDEX: "a token id or target is outside the vocabulary",
-        CRY_NO_SCRATCH: "the team has too little work space",
-    }[status])
-
-
 cdef class Team:
     """Threads, kernels and work space.  One team serves one caller at a time.
 
@@ -51,6 +36,7 @@ cdef class Team:
 
     cdef cry_team c
     cdef object _shared, _scratch
+    cdef bint busy
     cdef readonly int threads
     cdef readonly str isa
 
@@ -80,14 +66,28 @@ cdef class Team:
         """Bytes of work space held now, shared and per thread together."""
         return 4 * (self.c.shared_len + self.c.scratch_len * self.c.threads)
 
+    cdef object _enter(self):
+        """Before the interpreter lock is released: a second caller is an error, not a wild write."""
+        if self.busy:
+            raise RuntimeError("this team is at work for another thread; give each a team of its own")
+        self.busy = True
+
+    cdef object _leave(self, str op, cry_status status):
+        self.busy = False
+        _check(op, status)
+
     cdef object _reserve(self, int64_t shared, int64_t scratch):
         cdef float[::1] view
+        if self.busy:
+            self._enter()
         if shared > self.c.shared_len:
+            self.c.shared, self.c.shared_len = NULL, 0
             self._shared = None
             self._shared = arena(shared)
             view = self._shared
             self.c.shared, self.c.shared_len = &view[0], shared
         if scratch > self.c.scratch_len:
+            self.c.scratch, self.c.scratch_len = NULL, 0
             self._scratch = None
             self._scratch = arena(scratch * self.c.threads)
             view = self._scratch
@@ -96,8 +96,10 @@ cdef class Team:
     def work_floats(self, const int64_t[::1] groups, int64_t T, int64_t D, int64_t H, int64_t K,
                     int64_t F, int64_t V):
         """Floats of work space that one training step of such a decoder will reserve."""
-        cdef int64_t R = groups[12], shared
+        cdef int64_t R, shared
         cdef cry_attention shape
+        _same("work_floats", "groups", groups.shape[0], "the number of starts", 13)
+        R = groups[12]
         shape.T, shape.H, shape.K, shape.head_dim, shape.scale = T, H, K, D // H, 1.0
         E = (H + 2 * K) * shape.head_dim
         shared = cry_need_head(&self.c, &groups[0], D, V, 1)
@@ -131,9 +133,10 @@ cdef class Team:
             _same("matmul", "columns of init", init.shape[1], "columns of y", N)
             start = &init[0, 0]
         self._reserve(cry_need_matmul(&self.c, N, K), 0)
+        self._enter()
         with nogil:
             status = cry_matmul(&self.c, &y[0, 0], &x[0, 0], &w[0, 0], start, R, N, K)
-        _check("matmul", status)
+        self._leave("matmul", status)
 
     def packed_len(self, int64_t N, int64_t K):
         """Floats that ``pack_weight`` needs for a weight (N, K)."""
@@ -144,9 +147,10 @@ cdef class Team:
         cdef cry_status status
         _same("pack_weight", "panels", panels.shape[0], "packed_len(N, K)",
               cry_need_matmul(&self.c, w.shape[0], w.shape[1]))
+        self._enter()
         with nogil:
             status = cry_pack_weight(&self.c, &panels[0], &w[0, 0], w.shape[0], w.shape[1])
-        _check("pack_weight", status)
+        self._leave("pack_weight", status)
 
     def matmul_packed(self, float[:, ::1] y, const float[:, ::1] x, const float[::1] panels,
                       const float[:, ::1] init=None):
@@ -161,9 +165,10 @@ cdef class Team:
             _same("matmul_packed", "rows of init", init.shape[0], "rows of y", R)
             _same("matmul_packed", "columns of init", init.shape[1], "columns of y", N)
             start = &init[0, 0]
+        self._enter()
         with nogil:
             status = cry_matmul_packed(&self.c, &y[0, 0], &x[0, 0], &panels[0], start, R, N, K)
-        _check("matmul_packed", status)
+        self._leave("matmul_packed", status)
 
     def matmul_dx(self, float[:, ::1] dx, const float[:, ::1] dy, const float[:, ::1] w):
         """dx (R, K) = dy (R, N) @ w (N, K)."""
@@ -173,9 +178,10 @@ cdef class Team:
         _same("matmul_dx", "rows of dx", dx.shape[0], "rows of dy", R)
         _same("matmul_dx", "columns of dx", dx.shape[1], "columns of w", K)
         self._reserve(cry_need_matmul(&self.c, K, N), 0)
+        self._enter()
         with nogil:
             status = cry_matmul_dx(&self.c, &dx[0, 0], &dy[0, 0], &w[0, 0], R, N, K)
-        _check("matmul_dx", status)
+        self._leave("matmul_dx", status)
 
     def matmul_dw(self, float[:, ::1] dw, const float[:, ::1] dy, const float[:, ::1] x,
                   const int64_t[::1] groups, bint accumulate=False):
@@ -187,10 +193,11 @@ cdef class Team:
         _same("matmul_dw", "columns of dw", dw.shape[1], "columns of x", K)
         _same("matmul_dw", "groups", groups.shape[0], "the number of starts", 13)
         self._reserve(cry_need_matmul(&self.c, K, R), 0)
+        self._enter()
         with nogil:
             status = cry_matmul_dw(&self.c, &dw[0, 0], &dy[0, 0], &x[0, 0], &groups[0], R, N, K,
                                    accumulate)
-        _check("matmul_dw", status)
+        self._leave("matmul_dw", status)
 
     def rmsnorm(self, float[:, ::1] y, float[::1] rrms, const float[:, ::1] x, const float[::1] w,
                 float eps):
@@ -200,10 +207,11 @@ cdef class Team:
         _same("rmsnorm", "rows of y", y.shape[0], "rows of x", x.shape[0])
         _same("rmsnorm", "columns of y", y.shape[1], "columns of x", x.shape[1])
         _same("rmsnorm", "entries of rrms", rrms.shape[0], "rows of x", x.shape[0])
+        self._enter()
         with nogil:
             status = cry_rmsnorm(&self.c, &y[0, 0], &rrms[0], &x[0, 0], &w[0], x.shape[0],
                                  x.shape[1], eps)
-        _check("rmsnorm", status)
+        self._leave("rmsnorm", status)
 
     def rmsnorm_bwd(self, float[:, ::1] dx, float[::1] dw, const float[:, ::1] dy,
                     const float[:, ::1] x, const float[::1] w, const float[::1] rrms,
@@ -220,11 +228,12 @@ cdef class Team:
         _same("rmsnorm_bwd", "entries of rrms", rrms.shape[0], "rows of x", R)
         _same("rmsnorm_bwd", "groups", groups.shape[0], "the number of starts", 13)
         self._reserve(cry_need_rmsnorm_bwd(D), 0)
+        self._enter()
         with nogil:
             status = cry_rmsnorm_bwd(&self.c, &dx[0, 0], &dw[0], &dx[0, 0] if add else NULL,
                                      &dy[0, 0], &x[0, 0], &w[0], &rrms[0], &groups[0], R, D,
                                      accumulate)
-        _check("rmsnorm_bwd", status)
+        self._leave("rmsnorm_bwd", status)
 
     def rope(self, float[:, ::1] x, const float[:, ::1] cosine, const float[:, ::1] sine,
              int64_t heads, int64_t T, int64_t position=0, bint inverse=False):
@@ -232,13 +241,14 @@ cdef class Team:
         cdef cry_status status
         _same("rope", "rows of sine", sine.shape[0], "rows of cosine", cosine.shape[0])
         _same("rope", "columns of sine", sine.shape[1], "columns of cosine", cosine.shape[1])
-        if position + min(T, x.shape[0]) > cosine.shape[0]:
+        if position > cosine.shape[0] - min(T, x.shape[0]):
             raise ValueError(f"rope: position {position} + {T} rows is past the "
                              f"{cosine.shape[0]} positions of the tables")
+        self._enter()
         with nogil:
             status = cry_rope(&self.c, &x[0, 0], &cosine[0, 0], &sine[0, 0], x.shape[0], x.shape[1],
                               heads, 2 * cosine.shape[1], position, T, inverse)
-        _check("rope", status)
+        self._leave("rope", status)
 
     def attention(self, float[:, ::1] out, float[::1] lse, const float[:, ::1] qkv, int64_t T,
                   int64_t H, int64_t K):
@@ -249,10 +259,11 @@ cdef class Team:
         _same("attention", "columns of out", out.shape[1], "heads x width", H * shape.head_dim)
         _same("attention", "entries of lse", lse.shape[0], "rows x heads", qkv.shape[0] * H)
         self._reserve(0, cry_need_attention(&shape, 0))
+        self._enter()
         with nogil:
             status = cry_attention_fwd(&self.c, &out[0, 0], &lse[0], &qkv[0, 0], qkv.shape[0] // T,
                                        &shape)
-        _check("attention", status)
+        self._leave("attention", status)
 
     def attention_bwd(self, float[:, ::1] dqkv, const float[:, ::1] dout, const float[:, ::1] out,
                       const float[:, ::1] qkv, const float[::1] lse, int64_t T, int64_t H, int64_t K):
@@ -267,10 +278,11 @@ cdef class Team:
                   H * shape.head_dim)
         _same("attention_bwd", "entries of lse", lse.shape[0], "rows x heads", qkv.shape[0] * H)
         self._reserve(0, cry_need_attention(&shape, 1))
+        self._enter()
         with nogil:
             status = cry_attention_bwd(&self.c, &dqkv[0, 0], &dout[0, 0], &out[0, 0], &qkv[0, 0],
                                        &lse[0], qkv.shape[0] // T, &shape)
-        _check("attention_bwd", status)
+        self._leave("attention_bwd", status)
 
     def attention_cached(self, float[:, ::1] out, const float[:, ::1] qkv, float[:, :, ::1] keys,
                          float[:, :, ::1] values, int64_t H, int64_t position):
@@ -286,23 +298,25 @@ cdef class Team:
         _same("attention_cached", "rows of out", out.shape[0], "rows of qkv", rows)
         _same("attention_cached", "columns of out", out.shape[1], "heads x width",
               H * shape.head_dim)
-        if position < 0 or position + rows > capacity:
-            raise ValueError(f"attention_cached: positions {position} to {position + rows} are "
+        if position < 0 or rows > capacity or position > capacity - rows:
+            raise ValueError(f"attention_cached: {rows} rows from position {position} are "
                              f"outside the cache's {capacity}")
         self._reserve(0, cry_need_attention(&shape, 0))
+        self._enter()
         with nogil:
             status = cry_attention_with_cache(&self.c, &out[0, 0], &qkv[0, 0], &keys[0, 0, 0],
                                               &values[0, 0, 0], &shape, rows, position, capacity)
-        _check("attention_cached", status)
+        self._leave("attention_cached", status)
 
     def swiglu(self, float[:, ::1] act, const float[:, ::1] gu):
         """act (R, F) = silu(gate) * up, gu (R, 2 F) = [gate, up]."""
         cdef cry_status status
         _same("swiglu", "columns of gu", gu.shape[1], "twice the columns of act", 2 * act.shape[1])
         _same("swiglu", "rows of gu", gu.shape[0], "rows of act", act.shape[0])
+        self._enter()
         with nogil:
             status = cry_swiglu(&self.c, &act[0, 0], &gu[0, 0], act.shape[0], act.shape[1])
-        _check("swiglu", status)
+        self._leave("swiglu", status)
 
     def swiglu_bwd(self, float[:, ::1] dgu, const float[:, ::1] dact, const float[:, ::1] gu):
         """dgu (R, 2 F), which may be gu itself, from dact (R, F)."""
@@ -311,20 +325,22 @@ cdef class Team:
         _same("swiglu_bwd", "columns of dgu", dgu.shape[1], "columns of gu", gu.shape[1])
         _same("swiglu_bwd", "rows of gu", gu.shape[0], "rows of dact", dact.shape[0])
         _same("swiglu_bwd", "rows of dgu", dgu.shape[0], "rows of dact", dact.shape[0])
+        self._enter()
         with nogil:
             status = cry_swiglu_bwd(&self.c, &dgu[0, 0], &dact[0, 0], &gu[0, 0], dact.shape[0],
                                     dact.shape[1])
-        _check("swiglu_bwd", status)
+        self._leave("swiglu_bwd", status)
 
     def embedding(self, float[:, ::1] x, const float[:, ::1] w, const int32_t[::1] ids):
         """x (R, D) = w (V, D)[ids]."""
         cdef cry_status status
         _same("embedding", "columns of x", x.shape[1], "columns of w", w.shape[1])
         _same("embedding", "rows of x", x.shape[0], "ids", ids.shape[0])
+        self._enter()
         with nogil:
             status = cry_embedding(&self.c, &x[0, 0], &w[0, 0], &ids[0], ids.shape[0], w.shape[1],
                                    w.shape[0])
-        _check("embedding", status)
+        self._leave("embedding", status)
 
     def embedding_bwd(self, float[:, ::1] dw, const float[:, ::1] dx, const int32_t[::1] ids,
                       const int64_t[::1] groups, int32_t[::1] order, int64_t[::1] index,
@@ -336,11 +352,14 @@ cdef class Team:
         _same("embedding_bwd", "order", order.shape[0], "ids", ids.shape[0])
         _same("embedding_bwd", "index", index.shape[0], "rows of dw + 1", dw.shape[0] + 1)
         _same("embedding_bwd", "groups", groups.shape[0], "the number of starts", 13)
+        if order.shape[0] and &order[0] < &ids[0] + ids.shape[0] and &ids[0] < &order[0] + order.shape[0]:
+            raise ValueError("embedding_bwd: order overlaps ids; give it memory of its own")
+        self._enter()
         with nogil:
             status = cry_embedding_bwd(&self.c, &dw[0, 0], &dx[0, 0], &ids[0], &groups[0],
                                        ids.shape[0], dw.shape[1], dw.shape[0], accumulate,
                                        &order[0], &index[0])
-        _check("embedding_bwd", status)
+        self._leave("embedding_bwd", status)
 
     def head(self, float[::1] losses, const float[:, ::1] h, const float[:, ::1] w,
              const int32_t[::1] targets, const int64_t[::1] groups, float[:, ::1] dh=None,
@@ -366,10 +385,11 @@ cdef class Team:
             _same("head", "columns of dw", dw.shape[1], "columns of w", D)
             dh_at, dw_at = &dh[0, 0], &dw[0, 0]
         self._reserve(cry_need_head(&self.c, &groups[0], D, V, dw_at != NULL), 0)
+        self._enter()
         with nogil:
             status = cry_head(&self.c, &losses[0], dh_at, dw_at, &h[0, 0], &w[0, 0], &targets[0],
                               &groups[0], R, D, V, scale, accumulate)
-        _check("head", status)
+        self._leave("head", status)
 
     def adamw(self, float[::1] p, float[::1] m, float[::1] v, const float[::1] grad, *,
               float grad_scale, double beta1, double beta2, float step_size, float eps,
@@ -382,30 +402,18 @@ cdef class Team:
             _same("adamw", "entries of m, v or grad", n, "entries of p", p.shape[0])
         if p.shape[0] == 0:
             return
+        self._enter()
         with nogil:
             status = cry_adamw_step(&self.c, &p[0], &m[0], &v[0], &grad[0], p.shape[0], &c)
-        _check("adamw", status)
+        self._leave("adamw", status)
 
     def squared_norm(self, const float[::1] x):
         """The sum of x^2, by a fixed tree."""
         cdef double total = 0
         cdef cry_status status = CRY_OK
         if x.shape[0]:
+            self._enter()
             with nogil:
                 status = cry_squared_norm(&self.c, &total, &x[0], x.shape[0])
-        _check("squared_norm", status)
+        self._leave("squared_norm", status)
         return total
-
-
-cdef cry_attention _shape(str op, const float[:, ::1] qkv, int64_t T, int64_t H, int64_t K) except *:
-    cdef int64_t heads = H + 2 * K
-    if T < 1 or H < 1 or K < 1 or H % K:
-        raise ValueError(f"{op}: T {T}, heads {H}, key/value heads {K} must be positive and "
-                         "key/value heads divide heads")
-    if qkv.shape[0] % T or qkv.shape[1] % heads:
-        raise ValueError(f"{op}: qkv is ({qkv.shape[0]}, {qkv.shape[1]}), but must be "
-                         f"(a multiple of {T}, a multiple of {heads})")
-    cdef cry_attention shape
-    shape.T, shape.H, shape.K, shape.head_dim = T, H, K, qkv.shape[1] // heads
-    shape.scale = <float> ((<double> shape.head_dim) ** -0.5)
-    return shape

@@ -119,7 +119,7 @@ CRY_API void cry_pool_free(cry_pool *pool);
 
 /* A team: who works, with which kernels and which memory.  Without a pool the caller works alone.
  * The caller owns the memory: `shared` for all, and `scratch_len` floats for each of `threads` at
- * scratch + thread * scratch_len; 64-byte aligned. */
+ * scratch + thread * scratch_len; 64-byte aligned.  Workers of the pool beyond `threads` stay idle. */
 typedef struct cry_team {
     const cry_kernels *kernels;
     int threads;

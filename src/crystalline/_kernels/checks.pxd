@@ -1,0 +1,38 @@
+# What is checked before the kernels are called: errors name the operation and both sides.
+from libc.stdint cimport int64_t
+
+from kernels cimport *
+
+
+cdef inline object _same(str op, str left, Py_ssize_t a, str right, Py_ssize_t b):
+    if a != b:
+        raise ValueError(f"{op}: {left} is {a}, but {right} is {b}")
+
+
+cdef inline object _check(str op, cry_status status):
+    if status == CRY_OK:
+        return
+    raise ValueError(op + ": " + {
+        CRY_BAD_SHAPE: "a size is zero, negative or does not fit the others",
+        CRY_BAD_GROUPS: "the 13 group starts must rise from 0 to the number of rows",
+        CRY_BAD_INDEX: "a token id or target is outside the vocabulary",
+        CRY_NO_SCRATCH: "the team has too little work space",
+    }[status])
+
+
+cdef inline cry_attention _shape(str op, const float[:, ::1] qkv, int64_t T, int64_t H, int64_t K) except *:
+    cdef int64_t heads
+    if max(H, K) > qkv.shape[1] or T > qkv.shape[0]:
+        raise ValueError(f"{op}: T {T}, heads {H}, key/value heads {K} are more than qkv's "
+                         f"({qkv.shape[0]}, {qkv.shape[1]}) can hold")
+    heads = H + 2 * K
+    if T < 1 or H < 1 or K < 1 or H % K:
+        raise ValueError(f"{op}: T {T}, heads {H}, key/value heads {K} must be positive and "
+                         "key/value heads divide heads")
+    if qkv.shape[0] % T or qkv.shape[1] % heads:
+        raise ValueError(f"{op}: qkv is ({qkv.shape[0]}, {qkv.shape[1]}), but must be "
+                         f"(a multiple of {T}, a multiple of {heads})")
+    cdef inline cry_attention shape
+    shape.T, shape.H, shape.K, shape.head_dim = T, H, K, qkv.shape[1] // heads
+    shape.scale = <float> ((<double> shape.head_dim) ** -0.5)
+    return shape
