@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -22,6 +23,9 @@ def main(args: Sequence[str] | None = None) -> int:
     # A process may be born without them, and print would then write to what is there.
     sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115
     sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
+    for stream, instead in ((sys.stdout, "replace"), (sys.stderr, "backslashreplace")):
+        if isinstance(stream, io.TextIOWrapper):  # a locale may know fewer characters than a model
+            stream.reconfigure(errors=instead)
     try:
         # Imported here, so that Ctrl-C while the libraries load ends as it does later.
         from crystalline.cli import cli

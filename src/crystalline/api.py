@@ -11,6 +11,7 @@ from typing import Any
 
 from crystalline.batches import Batches
 from crystalline.checkpoint import CHECKSUMS, COMMIT
+from crystalline.claim import claimed
 from crystalline.config import (
     PRESETS,
     SMALLEST_VOCAB,
@@ -75,13 +76,18 @@ def train(
     merged.update(given)
     said = train_config(merged, os.fspath(config) if config is not None else "train")
     folder = Path(out)
-    if resume:
-        trainer = _resumed(folder, said, merged, tell)
-    else:
-        if paths is None:
-            raise UsageError("no paths to train on; name a file or a folder of text or code")
-        trainer = _created(paths, folder, said, begun, tell)
-    trainer.run()
+    if resume and not _holds_model(folder):
+        raise UsageError(f"{folder}: holds no checkpoint to resume; train without resume first")
+    if not resume and _holds_model(folder):
+        raise UsageError(f"{folder}: holds a model already; use resume, or another out")
+    if not resume and paths is None:
+        raise UsageError("no paths to train on; name a file or a folder of text or code")
+    with claimed(folder):
+        if resume:
+            trainer = _resumed(folder, said, merged, tell)
+        else:
+            trainer = _created(paths or (), folder, said, begun, tell)
+        trainer.run()
     return load(folder, threads=said.threads)
 
 
@@ -90,14 +96,15 @@ def _holds_model(folder: Path) -> bool:
 
 
 def _resumed(folder: Path, said: TrainConfig, merged: dict[str, Any], tell: OnEvent) -> Trainer:
-    if not _holds_model(folder):
-        raise UsageError(f"{folder}: holds no checkpoint to resume; train without resume first")
     trainer = Trainer.resume(folder, make_team(said.threads), tell)
+    # A setting may be said again, as it was said or as it came out; it may not change.
     recorded = asdict(trainer.config) | asdict(trainer.recipe)
+    before = trainer.options | {"val": tuple(trainer.options.get("val", ()))}
     changed = [
         name
-        for name, value in merged.items()
-        if name not in ("threads", "steps") and (name, value) not in recorded.items()
+        for name in merged
+        if name not in ("threads", "steps")
+        and getattr(said, name) not in (before.get(name), recorded.get(name))
     ]
     if changed:
         raise UsageError(
@@ -112,6 +119,7 @@ def _resumed(folder: Path, said: TrainConfig, merged: dict[str, Any], tell: OnEv
         raise UsageError(
             f"{folder}: training is finished at step {p.step}; give steps, more than that, to go on"
         )
+    trainer.metrics.forget_after(p.step)
     _tell_plan(trainer, tell)
     return trainer
 
@@ -123,8 +131,6 @@ def _created(
     begun: float,
     tell: OnEvent,
 ) -> Trainer:
-    if _holds_model(folder):
-        raise UsageError(f"{folder}: holds a model already; use resume, or another out")
     team = make_team(said.threads)
     if said.dim is not None or said.preset is not None:
         # What can never fit is refused before a large corpus is read: the smallest vocabulary.
@@ -156,12 +162,12 @@ def _created(
     config = choose_model(budget, tokenizer.vocab_size)
     recipe = choose_recipe(budget, config)
     check_memory(config, recipe.batch_size, config.seq_len, team)
-    folder.mkdir(parents=True, exist_ok=True)
     write_shards(folder, tokenizer, train_pieces, val_pieces, _reporter(tell, "tokens"))
     course = Course(said.steps or 1)
     if said.epochs is not None:
         course = Course(_steps_of_epochs(folder, config, recipe, said.epochs))
     trainer = Trainer.create(folder, config, recipe, tokenizer, team, course, tell)
+    trainer.options = asdict(said)
     if minutes is not None:
         trainer.aim(begun + 60 * minutes)
     _tell_plan(trainer, tell)

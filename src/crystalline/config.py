@@ -270,6 +270,9 @@ class TrainConfig:
         lengths = [f for f in ("minutes", "steps", "epochs") if getattr(self, f) is not None]
         if len(lengths) > 1:
             _refuse(lengths[1], getattr(self, lengths[1]), f"{lengths[0]} is given too", "one")
+        if self.tokenizer is not None and self.vocab_size is not None:
+            rule = "the tokenizer that is given brings its own vocabulary"
+            _refuse("vocab_size", self.vocab_size, rule, "one of the two")
         for field, (low, high, whole) in _WHOLE_RULES.items():
             if getattr(self, field) is not None:
                 _whole(field, getattr(self, field), low, high, whole)

@@ -29,6 +29,10 @@ NAMED = 3  # skipped files that an error names
 Path = str | os.PathLike[str]
 
 
+# A folder with one of these files is a model's own: its settings and tokens are not text to learn.
+MODEL_MARKS = {"training.lock", "checksums.json", "commit.json"}
+
+
 @dataclass(frozen=True)
 class Source:
     """A file that holds text: its path, its size in bytes and how its characters are written."""
@@ -188,6 +192,8 @@ class _Walk:
                 self.met[identity] = path
                 if stat.S_ISDIR(status.st_mode):
                     names = sorted(os.listdir(path), key=os.fsencode, reverse=True)
+                    if path != given and not MODEL_MARKS.isdisjoint(names):
+                        raise _Unusable("a model's folder: give its path to train on its files")
                     within = above | {identity}
                     todo.extend((os.path.join(path, name), within) for name in names)
                 else:

@@ -6,12 +6,14 @@ from __future__ import annotations
 import codecs
 import os
 import threading
+import weakref
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from crystalline._native import Team
 from crystalline.checkpoint import load_model
 from crystalline.config import ModelConfig
 from crystalline.errors import UsageError
@@ -24,6 +26,18 @@ from crystalline.tokenizer import Tokenizer
 Floats = NDArray[np.float32]
 Ids = Sequence[int] | NDArray[np.integer[Any]]
 ROWS = 256  # tokens that go through the layers at once
+
+
+_models: weakref.WeakSet[Model] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    """A child gets locks and teams of its own: the parent's may have been held by other threads."""
+    for model in _models:
+        model._lock, model.team = threading.RLock(), Team(model.team.threads, model.team.isa)
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 class Cache:
@@ -46,6 +60,7 @@ class Model:
     ) -> None:  # fmt: skip
         self.config, self.tokenizer, self.team = config, tokenizer, make_team(threads)
         self._lock = threading.RLock()
+        _models.add(self)
         self._cosine, self._sine = rope_tables(config.seq_len, config.head_dim, config.rope_theta)
         parameters = Parameters(config)
         parameters.load(weights)

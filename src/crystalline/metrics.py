@@ -31,13 +31,15 @@ class Metrics:
         """Drops rows of later steps, and a line that was cut short."""
         if not self.path.exists():
             return
-        kept = []
-        for line in self.path.read_text(encoding="utf-8").splitlines():
+        kept, lines = [], self.path.read_text(encoding="utf-8").splitlines()
+        for line in lines:
             try:
                 if json.loads(line)["step"] <= step:
                     kept.append(line + "\n")
             except (ValueError, KeyError, TypeError):
                 continue
+        if len(kept) == len(lines):
+            return
         beside = self.path.with_suffix(".new")
         beside.write_text("".join(kept), encoding="utf-8")
         beside.replace(self.path)

@@ -62,7 +62,7 @@ def draw(
         z = logits[ids]
         penalty = np.float32(s.repetition_penalty)
         logits[ids] = np.where(z > 0, z / penalty, z * penalty)
-    if s.temperature == 0:
+    if s.temperature < 1e-6:  # so near 0 only the likeliest has any weight left
         return int(np.argmax(logits))
     z = (logits - logits.max()) / np.float32(s.temperature)
     weights = np.empty_like(z)

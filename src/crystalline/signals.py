@@ -21,7 +21,7 @@ class Stop:
 
 @contextmanager
 def noted_signals() -> Iterator[Stop]:
-    """SIGINT and SIGTERM set the flag instead of interrupting a half-made step.
+    """SIGINT, SIGTERM and SIGHUP set the flag instead of interrupting a half-made step.
 
     A second SIGINT raises KeyboardInterrupt at once.  Outside the main thread signals cannot be
     caught and the flag stays down.  What was installed before comes back at the end.
@@ -36,7 +36,10 @@ def noted_signals() -> Iterator[Stop]:
             raise KeyboardInterrupt
         stop.signal = number
 
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    # A signal that is ignored, as a hang-up is under nohup, stays so.
+    wanted = [n for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+              if signal.getsignal(n) != signal.SIG_IGN]  # fmt: skip
+    before = {number: signal.signal(number, note) for number in wanted}
     try:
         yield stop
     finally:

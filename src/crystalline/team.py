@@ -13,11 +13,13 @@ def make_team(threads: int | None = None) -> Team:
     with the instruction set CRYSTALLINE_ISA, or the best."""
     if threads is None:
         said = os.environ.get("CRYSTALLINE_THREADS", "")
-        if said and (not said.isdecimal() or int(said) < 1):
+        if said and (not said.isdecimal() or len(said) > 9 or int(said) < 1):
             raise UsageError(
                 f"CRYSTALLINE_THREADS is {said!r}, but must be a whole number from 1; unset it"
             )
         threads = min(int(said), usable_cpus()) if said else usable_cpus()
+    if not 1 <= threads <= 4096:
+        raise UsageError(f"threads is {threads}, but must be 1 to 4096")
     isa = os.environ.get("CRYSTALLINE_ISA") or None
     try:
         return Team(threads, isa)

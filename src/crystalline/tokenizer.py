@@ -42,7 +42,7 @@ LONG_WORD = 256  # characters; the trainer's time grows with the square of a wor
 
 # Python's \s holds all of the pattern's white space and more, so its \S is \S there too.
 _CUT = re.compile(r"(?<=\S)[ \n\r\t]")
-_LONG = re.compile(rf"(\S{{{LONG_WORD}}})")
+_LONG = re.compile(rf"(\S{{{LONG_WORD}}}|\s{{{LONG_WORD}}})")
 
 _THREADS = "TOKENIZERS_PARALLELISM"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import resource
 import time
@@ -71,6 +72,7 @@ class Trainer:
             [len(tokenizer.token_bytes(i)) for i in range(config.vocab_size)]
         )
         self.metrics = Metrics(out / "metrics.jsonl")
+        self.options: dict[str, Any] = {}  # what the user said, kept for resuming
         self.deadline: float | None = None
         self.pace = self.validation_seconds = self.save_seconds = 0.0
         self.saved_at = self.begun = time.monotonic()
@@ -103,7 +105,11 @@ class Trainer:
         trainer.optimizer.m.load({n: optimizer["m." + n] for n in trainer.weights.named})
         trainer.optimizer.v.load({n: optimizer["v." + n] for n in trainer.weights.named})
         trainer.optimizer.t = updates
-        trainer.metrics.forget_after(progress.step)
+        trainer.options = state.get("options", {})
+        if state.get("data") != trainer.store.fingerprint:
+            raise CheckpointError(
+                f"{out}/data: is not the text this model was trained on; restore it from a copy"
+            )
         return trainer
 
     # --- one step ---------------------------------------------------------------------------------
@@ -137,7 +143,7 @@ class Trainer:
     def _not_finite(self, what: str) -> NumericsError:
         return NumericsError(
             f"{what} at step {self.progress.step + 1}; the checkpoint in {self.out} is intact; "
-            f"lower lr (now {self.recipe.lr:g}) and train again"
+            f"lower lr (now {self.recipe.lr:g}) and train again with another out"
         )
 
     # --- validation -------------------------------------------------------------------------------
@@ -193,6 +199,7 @@ class Trainer:
         state = {
             "format": 1, "course": progress.pop("course"), "progress": progress,
             "recipe": asdict(self.recipe), "updates": self.optimizer.t,
+            "data": self.store.fingerprint, "options": self.options,
         }  # fmt: skip
         self.metrics.flush()
         save_model(
@@ -236,6 +243,8 @@ class Trainer:
             begun = time.monotonic()
             self.gradient(0)
             spent.append(time.monotonic() - begun)
+            if time.monotonic() > deadline:
+                break
         self.pace = min(spent) * 1.05
         begun = time.monotonic()
         if self.validate() is not None:
@@ -278,14 +287,17 @@ class Trainer:
         self.begun = time.monotonic()
         if p.step == 0:
             self.save()
-        with noted_signals() as stop:
-            while p.step < p.course.steps and not stop:
-                before = p.course.at(p.step)
-                self._tell(self._pace(self.step()))
-                self._between_steps(before)
-            if p.step < p.course.steps:
-                self.save()
-        self.metrics.flush()
+        try:
+            with noted_signals() as stop:
+                while p.step < p.course.steps and not stop:
+                    before = p.course.at(p.step)
+                    self._tell(self._pace(self.step()))
+                    self._between_steps(before)
+                if p.step < p.course.steps:
+                    self.save()
+        finally:
+            with contextlib.suppress(OSError):  # the error that ended the run is the one to tell
+                self.metrics.flush()
         if p.step < p.course.steps:
             error = Interrupted(
                 f"stopped by a signal after step {p.step} of {p.course.steps}; the checkpoint in "
