@@ -257,7 +257,7 @@ class Trainer:
         if self.deadline is None:
             return
         validations = VALIDATIONS - int(VALIDATIONS * p.course.at(p.step)) + 0.5
-        reserve = validations * self.validation_seconds + 3 * self.save_seconds + 0.3
+        reserve = validations * self.validation_seconds + 3 * self.save_seconds + 1.0
         seconds = self.deadline - time.monotonic() - reserve
         more = max(1, int(seconds / self.pace))
         # Near the end only a large error moves it: the last steps have the lowest learning rates.
