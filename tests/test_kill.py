@@ -41,7 +41,7 @@ else:
 
 
 def test_killed_at_random_and_resumed_to_the_same_bits(tmp_path: Path) -> None:
-    steps = 30 + 3 * KILLS
+    steps = 30 + 15 * KILLS
     text = tmp_path / "prose.txt"
     text.write_text(prose(4000))
     crystalline.train(text, tmp_path / "whole", steps=steps, **TINY)
@@ -61,8 +61,9 @@ def test_killed_at_random_and_resumed_to_the_same_bits(tmp_path: Path) -> None:
         if child.poll() is not None:
             assert child.stderr is not None
             error = child.stderr.read().decode()
-            assert child.returncode == 0, error
-            break  # finished before all kills were spent
+            # Finished before all kills were spent, perhaps killed after its last checkpoint.
+            assert child.returncode == 0 or "finished at step" in error, error
+            break
         child.kill()
         child.communicate()
         kills += 1
