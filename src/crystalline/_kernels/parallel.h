@@ -6,18 +6,13 @@
 #include <stddef.h>
 
 #include "crystalline/kernels.h"
+#include "system.h"
 
 /* Task `task` of a loop, on thread `thread` of the team.  Tasks write their own outputs only, so the
  * thread that runs one, and the order they run in, cannot change a result. */
 typedef void cry_task(void *context, int64_t task, int thread);
 
 void cry_run(const cry_team *team, int64_t tasks, cry_task *task, void *context);
-
-/* system.c */
-void cry_sleep_on(const atomic_uint *word, unsigned value);
-void cry_wake_all(const atomic_uint *word);
-int64_t cry_nanoseconds(void);
-int cry_quota_cpus(const char *root);
 
 /* The branches of the groups that have rows; returns how many. */
 int cry_branches(cry_branch branches[CRY_GROUPS], const int64_t *groups, int accumulate);

@@ -1,5 +1,5 @@
-/* All that the C side asks of the operating system, beside plain POSIX threads: how many CPUs this
- * process may use (its affinity mask, cut by every cgroup quota above it), and sleeping on a word. */
+/* How many CPUs this process may use (its affinity mask, cut by every cgroup quota above it), staying
+ * on one of them, sleeping on a word, and whether another process is alive. */
 #define _GNU_SOURCE
 #include <limits.h>
 #include <linux/futex.h>
@@ -11,9 +11,9 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "parallel.h"
+#include "crystalline/kernels.h"
+#include "system.h"
 
-/* Sleeps while *word is `value`; may also return for no reason. */
 void cry_sleep_on(const atomic_uint *word, unsigned value)
 {
     syscall(SYS_futex, word, FUTEX_WAIT_PRIVATE, value, 0, 0, 0);
@@ -24,11 +24,54 @@ void cry_wake_all(const atomic_uint *word)
     syscall(SYS_futex, word, FUTEX_WAKE_PRIVATE, INT_MAX, 0, 0, 0);
 }
 
+void cry_sleep_shared(const atomic_uint *word, unsigned value, int64_t nanoseconds)
+{
+    struct timespec most = {nanoseconds / 1000000000, nanoseconds % 1000000000};
+    syscall(SYS_futex, word, FUTEX_WAIT, value, &most, 0, 0);
+}
+
+void cry_wake_shared(const atomic_uint *word)
+{
+    syscall(SYS_futex, word, FUTEX_WAKE, INT_MAX, 0, 0, 0);
+}
+
 int64_t cry_nanoseconds(void)
 {
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
     return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
+}
+
+uint64_t cry_process_start(int64_t pid)
+{
+    char path[64], line[1024];
+    snprintf(path, sizeof path, "/proc/%lld/stat", (long long)pid);
+    FILE *f = fopen(path, "r");
+    if (!f) return 0;
+    size_t length = fread(line, 1, sizeof line - 1, f);
+    fclose(f);
+    line[length] = 0;
+    /* pid (name) state ... : the name may hold anything, so the last parenthesis ends it; the start
+     * is the twentieth word after the state. */
+    char *at = strrchr(line, ')'), state = 0;
+    unsigned long long start = 0;
+    if (!at || sscanf(at + 1, " %c %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s "
+                              "%*s %*s %llu", &state, &start) != 2)
+        return 0;
+    return state == 'Z' || state == 'X' ? 0 : start;
+}
+
+int cry_pin(int cpu)
+{
+    if (cpu < 0) return 0;
+    cpu_set_t *set = CPU_ALLOC((size_t)cpu + 1);
+    size_t size = CPU_ALLOC_SIZE((size_t)cpu + 1);
+    if (!set) return 0;
+    CPU_ZERO_S(size, set);
+    CPU_SET_S((size_t)cpu, size, set);
+    int done = sched_setaffinity(0, size, set) == 0;
+    CPU_FREE(set);
+    return done;
 }
 
 static int affinity_cpus(void)

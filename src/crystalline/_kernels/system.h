@@ -1,0 +1,30 @@
+/* All that the C side asks of the operating system, beside plain POSIX threads. */
+#ifndef CRY_SYSTEM_H
+#define CRY_SYSTEM_H
+
+#include <stdatomic.h>
+#include <stdint.h>
+
+/* Sleeps while *word is `value`; may also return for no reason.  Between threads of one process. */
+void cry_sleep_on(const atomic_uint *word, unsigned value);
+void cry_wake_all(const atomic_uint *word);
+
+/* The same for a word that may lie in memory shared between processes; sleeps for at most
+ * `nanoseconds`. */
+void cry_sleep_shared(const atomic_uint *word, unsigned value, int64_t nanoseconds);
+void cry_wake_shared(const atomic_uint *word);
+
+/* Of the clock that never goes back. */
+int64_t cry_nanoseconds(void);
+
+/* The cgroup quota in whole CPUs, 0 for none; `root` stands before /proc and /sys. */
+int cry_quota_cpus(const char *root);
+
+/* When process `pid` was started, in clock ticks since boot: with the number it names a process for
+ * ever.  0 when there is none, or when it is dead and only waits for its parent. */
+uint64_t cry_process_start(int64_t pid);
+
+/* Keeps the calling thread on one CPU; 0 when the system refuses. */
+int cry_pin(int cpu);
+
+#endif
