@@ -1,6 +1,7 @@
 """Types of the compiled kernels; what they compute stands in ``_kernels/team.pyx``."""
 
-from typing import Final
+from collections.abc import Sequence
+from typing import Final, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,19 +11,44 @@ _Ids = NDArray[np.int32]
 _Starts = NDArray[np.int64]
 
 ISAS: Final[tuple[str, ...]]
+PARTS: Final[int]
+
+class _Statistics(TypedDict):
+    regions: int
+    inside: int
+    spheres: _Starts
+    threads: _Starts
+    leaves: _Starts
 
 def available_isas() -> tuple[str, ...]: ...
 def usable_cpus() -> int: ...
 def quota_cpus(root: str) -> int: ...
 
-class Team:
+def pin_thread(cpu: int) -> bool: ...
+def interleave(x: _Floats, nodes: NDArray[np.int32]) -> bool: ...
+
+class Pool:
     @property
     def threads(self) -> int: ...
     @property
     def isa(self) -> str: ...
     @property
+    def cpus(self) -> tuple[int, ...] | None: ...
+    @property
     def work_bytes(self) -> int: ...
-    def __init__(self, threads: int, isa: str | None = None) -> None: ...
+    def __init__(
+        self, threads: int, isa: str | None = None, cpus: Sequence[int] | None = None
+    ) -> None: ...
+    def arrange(
+        self,
+        begin: NDArray[np.int32],
+        owner: NDArray[np.int32],
+        order: NDArray[np.int32],
+        steal: bool,
+    ) -> None: ...
+    def statistics(self) -> _Statistics: ...
+
+class Team(Pool):
     def work_floats(
         self, groups: _Starts, T: int, D: int, H: int, K: int, F: int, V: int
     ) -> int: ...
@@ -118,4 +144,5 @@ class Team:
         decay: float,
         root_bias2: float,
     ) -> None: ...
-    def squared_norm(self, x: _Floats) -> float: ...
+    def squared_norm(self, x: _Floats, shares: NDArray[np.float64] | None = None) -> float: ...
+    def touch(self, x: _Floats) -> None: ...

@@ -27,8 +27,23 @@ cdef extern from "crystalline/kernels.h" nogil:
     int cry_usable_cpus()
     ctypedef struct cry_pool:
         pass
-    cry_pool *cry_pool_new(int threads)
+    cry_pool *cry_pool_new(int threads, const int *cpus)
     void cry_pool_free(cry_pool *pool)
+    ctypedef struct cry_arrangement:
+        int leaves
+        const int32_t *begin
+        const int32_t *owner
+        const int32_t *order
+        int steal
+    cry_status cry_pool_arrange(cry_pool *pool, const cry_arrangement *arrangement)
+    ctypedef struct cry_counts:
+        int64_t tasks, stolen, busy
+    ctypedef struct cry_statistics:
+        int64_t regions, inside
+        cry_counts spheres[12]
+        cry_counts *threads
+        int64_t *leaf_busy
+    void cry_pool_statistics(const cry_pool *pool, cry_statistics *to)
     int64_t cry_need_matmul(const cry_team *team, int64_t N, int64_t K)
     int64_t cry_need_rmsnorm_bwd(int64_t D)
     int64_t cry_need_head(const cry_team *team, const int64_t *groups, int64_t D, int64_t V,
@@ -75,10 +90,10 @@ cdef extern from "crystalline/kernels.h" nogil:
                         int64_t D, int64_t V, float scale, int accumulate)
     cry_status cry_adamw_step(const cry_team *team, float *p, float *m, float *v,
                               const float *grad, int64_t n, const cry_adamw *c)
-    cry_status cry_squared_norm(const cry_team *team, double *sum, const float *x, int64_t n)
+    cry_status cry_squared_norm(const cry_team *team, double *sums, const float *x, int64_t n)
+    cry_status cry_touch(const cry_team *team, float *x, int64_t n)
 
-cdef extern from *:
-    """
-    extern int cry_quota_cpus(const char *root);
-    """
-    int cry_quota_cpus(const char *root) nogil
+cdef extern from "system.h" nogil:
+    int cry_quota_cpus(const char *root)
+    int cry_pin(int cpu)
+    int cry_interleave(void *memory, int64_t bytes, const int32_t *nodes, int count)

@@ -109,12 +109,31 @@ static void norm_task(void *context, int64_t task, int thread)
     w->sums[task] = w->team->kernels->squared_norm(w->grad + a, b - a);
 }
 
-cry_status cry_squared_norm(const cry_team *team, double *sum, const float *x, int64_t n)
+cry_status cry_squared_norm(const cry_team *team, double *sums, const float *x, int64_t n)
 {
     if (n < 0) return CRY_BAD_SHAPE;
     optim_job job = {.team = team, .grad = x, .n = n};
     cry_run(team, SPANS, norm_task, &job);
-    *sum = 0;
-    for (int i = 0; i < SPANS; i++) *sum += (double)job.sums[i];
+    memset(sums, 0, (CRY_GROUPS + 1) * sizeof *sums);
+    for (int i = 0; i < SPANS; i++) {
+        sums[i / CRY_GROUPS] += (double)job.sums[i];
+        sums[CRY_GROUPS] += (double)job.sums[i];
+    }
+    return CRY_OK;
+}
+
+static void touch_task(void *context, int64_t task, int thread)
+{
+    optim_job *w = context;
+    int64_t a = w->n * task / SPANS, b = w->n * (task + 1) / SPANS;
+    (void)thread;
+    for (; a < b; a += 1024) w->p[a] = 0.0f; /* floats of a page */
+}
+
+cry_status cry_touch(const cry_team *team, float *x, int64_t n)
+{
+    if (n < 0) return CRY_BAD_SHAPE;
+    optim_job job = {.team = team, .p = x, .n = n};
+    cry_run(team, SPANS, touch_task, &job);
     return CRY_OK;
 }

@@ -1,17 +1,19 @@
 /* The team's threads.  They carry tasks out; what the tasks are never depends on how many threads
  * there are, or on which of them runs what.
  *
- * A region opens a gate, workers that come in time pass it and take tasks off a counter, and so does
- * the caller.  When no task is left the caller shuts the gate and waits for those inside only: a
- * worker that the system did not let run costs nothing.  Who waits spins for some microseconds and
- * then sleeps.  (OpenMP's team was tried first: it waits for every thread, and spins for
- * milliseconds, which on a machine shared with others made a step 17 times slower.)
+ * The tasks of a region lie in a row, and the leaves of the 12 spheres divide it between them.  A
+ * thread takes the tasks of its own leaves and then, when stealing, what is left of others', nearest
+ * first.  Tasks are taken one by one off their leaf's counter, whoever takes them.
  *
- * Denormals are flushed in workers, and in the caller inside a region; its mode comes back.  Nothing
- * is pinned.  Workers take no signals. */
+ * A region opens a gate, workers that come in time pass it and take tasks, and so does the caller.
+ * When no task is left the caller shuts the gate and waits for those inside only: a worker that the
+ * system did not let run costs nothing.  Without stealing every worker has to come.  Who waits spins
+ * for some microseconds and then sleeps.  (OpenMP's team was tried first: it waits for every thread,
+ * and spins for milliseconds, which on a machine shared with others made a step 17 times slower.)
+ *
+ * Denormals are flushed in workers, and in the caller inside a region; its mode comes back.  The
+ * caller is never pinned here.  Workers take no signals. */
 #define _POSIX_C_SOURCE 200809L
-#include "parallel.h"
-
 #include <pthread.h>
 #include <signal.h>
 #include <stdlib.h>
@@ -20,27 +22,12 @@
 #include <xmmintrin.h>
 #endif
 
+#include "pool.h"
+
 enum { SPIN_NANOSECONDS = 50000 };
 
 /* gate: the low half counts workers inside, OPEN tells that more may enter. */
 #define OPEN 0x80000000u
-
-struct cry_pool {
-    atomic_uint region;   /* counts regions; workers sleep on it.  Written before the gate opens */
-    atomic_uint gate;     /* opened with release: pairs with the acquire of a worker's entry */
-    atomic_int sleepers;  /* workers that may be asleep on region */
-    atomic_int waiting;   /* the caller may be asleep on gate */
-    atomic_int stop;
-    atomic_llong next;    /* the next task nobody has taken */
-    cry_task *task;       /* these four are written while the gate is shut and nobody is inside */
-    void *context;
-    int64_t tasks;
-    int limit;            /* thread numbers below it may take tasks: the team's scratch ends there */
-    int threads, workers; /* asked for; running */
-    int64_t spin;
-    unsigned generation;  /* of forks, when the workers were started */
-    pthread_t *handles;
-};
 
 typedef struct worker_start {
     cry_pool *pool;
@@ -83,6 +70,8 @@ static void pause_briefly(void)
 #endif
 }
 
+static void add(atomic_llong *to, int64_t n) { atomic_fetch_add_explicit(to, n, memory_order_relaxed); }
+
 /* Waits until *word is no longer `value`; `asleep` tells the other side to wake us. */
 static void wait_while(const atomic_uint *word, unsigned value, atomic_int *asleep, int64_t spin)
 {
@@ -97,12 +86,43 @@ static void wait_while(const atomic_uint *word, unsigned value, atomic_int *asle
     atomic_fetch_sub(asleep, 1);
 }
 
-static void take_tasks(cry_pool *pool, int thread)
+/* The next of a leaf's `count` tasks nobody has taken, or -1. */
+static int64_t take(leaf *from, uint64_t region, int64_t count)
 {
+    unsigned long long seen = atomic_load_explicit(&from->counter, memory_order_relaxed);
     for (;;) {
-        int64_t t = atomic_fetch_add_explicit(&pool->next, 1, memory_order_relaxed);
-        if (t >= pool->tasks) return;
-        pool->task(pool->context, t, thread);
+        uint64_t taken = seen >> TAKEN_BITS == region ? seen & TAKEN_MASK : 0;
+        if ((int64_t)taken >= count) return -1;
+        if (atomic_compare_exchange_weak_explicit(&from->counter, &seen,
+                                                  (region << TAKEN_BITS) + taken + 1,
+                                                  memory_order_relaxed, memory_order_relaxed))
+            return (int64_t)taken;
+    }
+}
+
+static void take_tasks(cry_pool *pool, int thread, int everything)
+{
+    const int32_t *order = pool->order + (int64_t)thread * pool->leaf_count;
+    int64_t before = cry_nanoseconds();
+    for (int i = 0; i < pool->leaf_count; i++) {
+        leaf *from = pool->leaves + order[i];
+        int own = from->owner == thread;
+        if (!own && !everything) return; /* own leaves come first */
+        int64_t first = pool->tasks * from->begin / CRY_PARTS;
+        int64_t count = pool->tasks * from->end / CRY_PARTS - first, done = 0;
+        for (int64_t t; count && (t = take(from, pool->number, count)) >= 0; done++)
+            pool->task(pool->context, first + t, thread);
+        if (!done) continue;
+        int64_t now = cry_nanoseconds();
+        counts *to[2] = {pool->by_thread + thread,
+                         pool->spheres + from->begin / (CRY_PARTS / CRY_GROUPS)};
+        for (int k = 0; k < 2; k++) {
+            add(&to[k]->tasks, done);
+            add(&to[k]->busy, now - before);
+            if (!own) add(&to[k]->stolen, done);
+        }
+        add(&from->busy, now - before);
+        before = now;
     }
 }
 
@@ -121,12 +141,18 @@ static void *work(void *argument)
     cry_pool *pool = start.pool;
     free(argument);
     enter_mode();
+    /* A CPU that was taken away meanwhile is no reason not to work. */
+    if (pool->cpus) (void)cry_pin(pool->cpus[start.thread]);
     unsigned seen = 0;
     while (!atomic_load(&pool->stop)) {
         wait_while(&pool->region, seen, &pool->sleepers, pool->spin);
         seen = atomic_load(&pool->region);
         if (!enter(pool)) continue;
-        if (start.thread < pool->limit) take_tasks(pool, start.thread);
+        if (start.thread < pool->limit) take_tasks(pool, start.thread, pool->stealing);
+        if (!pool->stealing) {
+            atomic_fetch_add(&pool->arrived, 1);
+            if (atomic_load(&pool->waiting)) cry_wake_all(&pool->arrived);
+        }
         /* The last one out after the gate was shut wakes the caller. */
         if (atomic_fetch_sub(&pool->gate, 1) == 1 && atomic_load(&pool->waiting))
             cry_wake_all(&pool->gate);
@@ -164,18 +190,24 @@ static void restart_in_child(cry_pool *pool)
     start_workers(pool);
 }
 
-cry_pool *cry_pool_new(int threads)
+cry_pool *cry_pool_new(int threads, const int *cpus)
 {
     if (threads < 1) return 0;
     pthread_once(&watch_once, watch_forks);
-    cry_pool *pool = calloc(1, sizeof *pool);
+    cry_pool *pool = aligned_alloc(64, (sizeof *pool + 63) / 64 * 64);
     if (!pool) return 0;
-    pool->handles = calloc((size_t)threads, sizeof *pool->handles);
-    if (!pool->handles) {
-        free(pool);
+    memset(pool, 0, sizeof *pool);
+    size_t n = (size_t)threads;
+    pool->threads = threads;
+    pool->handles = calloc(n, sizeof *pool->handles);
+    pool->by_thread = aligned_alloc(64, n * sizeof *pool->by_thread);
+    pool->cpus = cpus ? malloc(n * sizeof *cpus) : 0;
+    if (!pool->handles || !pool->by_thread || (cpus && !pool->cpus) || !cry_arrange_simply(pool)) {
+        cry_pool_free(pool);
         return 0;
     }
-    pool->threads = threads;
+    memset(pool->by_thread, 0, n * sizeof *pool->by_thread);
+    if (cpus) memcpy(pool->cpus, cpus, n * sizeof *cpus);
     /* With more threads than CPUs, who spins keeps another from working. */
     pool->spin = threads <= cry_usable_cpus() ? SPIN_NANOSECONDS : 0;
     start_workers(pool);
@@ -185,32 +217,54 @@ cry_pool *cry_pool_new(int threads)
 void cry_pool_free(cry_pool *pool)
 {
     if (!pool) return;
-    if (pool->generation == atomic_load(&fork_generation)) {
+    if (pool->workers && pool->generation == atomic_load(&fork_generation)) {
         atomic_store(&pool->stop, 1);
         atomic_fetch_add(&pool->region, 1);
         cry_wake_all(&pool->region);
         for (int i = 0; i < pool->workers; i++) pthread_join(pool->handles[i], 0);
     }
     free(pool->handles);
+    free(pool->cpus);
+    free(pool->by_thread);
+    free(pool->leaves);
+    free(pool->order);
     free(pool);
 }
 
-static void run_region(cry_pool *pool, int limit, int64_t tasks, cry_task *task, void *context)
+static void wait_for_workers(cry_pool *pool)
 {
-    pool->task = task;
-    pool->context = context;
-    pool->tasks = tasks;
-    pool->limit = limit;
-    atomic_store(&pool->next, 0);
-    atomic_store(&pool->gate, OPEN);
-    atomic_fetch_add(&pool->region, 1);
-    if (atomic_load(&pool->sleepers)) cry_wake_all(&pool->region);
-    take_tasks(pool, 0);
+    unsigned arrived;
+    while (!pool->stealing && (arrived = atomic_load(&pool->arrived)) < (unsigned)pool->workers)
+        wait_while(&pool->arrived, arrived, &pool->waiting, pool->spin);
     unsigned inside = atomic_fetch_and(&pool->gate, ~OPEN) & ~OPEN;
     while (inside) {
         wait_while(&pool->gate, inside, &pool->waiting, pool->spin);
         inside = atomic_load(&pool->gate);
     }
+}
+
+static void run_region(cry_pool *pool, int limit, int64_t tasks, cry_task *task, void *context)
+{
+    int64_t begun = cry_nanoseconds();
+    pool->task = task;
+    pool->context = context;
+    pool->tasks = tasks;
+    pool->limit = limit;
+    pool->number = (pool->number + 1) & REGION_MASK;
+    /* Leaves of threads that are not there, or may not work, are everybody's. */
+    pool->stealing = pool->steal || limit < pool->threads || pool->workers < pool->threads - 1;
+    if (pool->workers == 0 || tasks <= 1) {
+        take_tasks(pool, 0, 1);
+    } else {
+        atomic_store(&pool->arrived, 0);
+        atomic_store(&pool->gate, OPEN);
+        atomic_fetch_add(&pool->region, 1);
+        if (atomic_load(&pool->sleepers)) cry_wake_all(&pool->region);
+        take_tasks(pool, 0, pool->stealing);
+        wait_for_workers(pool);
+    }
+    add(&pool->regions, 1);
+    add(&pool->inside, cry_nanoseconds() - begun);
 }
 
 void cry_run(const cry_team *team, int64_t tasks, cry_task *task, void *context)
@@ -219,107 +273,8 @@ void cry_run(const cry_team *team, int64_t tasks, cry_task *task, void *context)
     unsigned mode = enter_mode();
     if (pool && tasks > 1 && pool->generation != atomic_load(&fork_generation))
         restart_in_child(pool);
-    if (!pool || pool->workers == 0 || tasks <= 1) {
+    if (pool && tasks <= (int64_t)TAKEN_MASK) run_region(pool, team->threads, tasks, task, context);
+    else
         for (int64_t t = 0; t < tasks; t++) task(context, t, 0);
-    } else {
-        run_region(pool, team->threads, tasks, task, context);
-    }
     leave_mode(mode);
-}
-
-int cry_groups_ok(const int64_t *groups, int64_t rows)
-{
-    for (int g = 0; g < CRY_GROUPS; g++)
-        if (groups[g] > groups[g + 1]) return 0;
-    return groups[0] == 0 && groups[CRY_GROUPS] == rows;
-}
-
-int cry_branches(cry_branch branches[CRY_GROUPS], const int64_t *groups, int accumulate)
-{
-    int count = 0, total_begun = accumulate;
-    for (int third = 0; third < CRY_GROUPS; third += 3) {
-        int first = count;
-        for (int g = third; g < third + 3; g++) {
-            if (groups[g] == groups[g + 1]) continue;
-            branches[count] = (cry_branch){.begin = groups[g], .end = groups[g + 1],
-                                           .first_in_q = count == first};
-            count++;
-        }
-        if (count == first) continue;
-        branches[count - 1].last_in_q = 1;
-        branches[count - 1].starts_total = !total_begun;
-        total_begun = 1;
-    }
-    return count;
-}
-
-/* Blocks of `rows` rows by about 512 columns, made smaller until every thread has a few. */
-cry_grid cry_cut(const cry_team *team, int64_t m, int64_t n, int64_t rows)
-{
-    int64_t tile_m = team->kernels->tile_m, tile_n = team->kernels->tile_n;
-    cry_grid g = {.rows = rows, .cols = cry_ceil(512, tile_n) * tile_n};
-    int64_t wanted = team->threads > 1 ? 4 * team->threads : 1;
-    for (;;) {
-        g.down = cry_ceil(m, g.rows);
-        g.across = cry_ceil(n, g.cols);
-        if (g.down * g.across >= wanted) return g;
-        if (g.cols > 4 * tile_n) g.cols = cry_ceil(g.cols / tile_n, 2) * tile_n;
-        else if (g.rows > tile_m) g.rows = cry_ceil(g.rows / tile_m, 2) * tile_m;
-        else if (g.cols > tile_n) g.cols = cry_ceil(g.cols / tile_n, 2) * tile_n;
-        else return g;
-    }
-}
-
-int64_t cry_packed_len(const cry_team *team, int64_t k, int64_t n)
-{
-    int64_t tile_n = team->kernels->tile_n;
-    return cry_ceil(n, tile_n) * tile_n * k;
-}
-
-typedef struct pack_job {
-    const cry_kernels *kernels;
-    float *panels;
-    const float *b;
-    int64_t ks, ns, k, n;
-} pack_job;
-
-static void pack_task(void *context, int64_t task, int thread)
-{
-    const pack_job *w = context;
-    int64_t j = task * w->kernels->tile_n;
-    (void)thread;
-    w->kernels->pack(w->panels + j * w->k, w->b + j * w->ns, w->ks, w->ns, w->k,
-                     cry_smaller(w->kernels->tile_n, w->n - j));
-}
-
-void cry_pack(const cry_team *team, float *panels, const float *b, int64_t ks, int64_t ns, int64_t k,
-              int64_t n)
-{
-    pack_job job = {team->kernels, panels, b, ks, ns, k, n};
-    cry_run(team, cry_ceil(n, team->kernels->tile_n), pack_task, &job);
-}
-
-typedef struct gemm_job {
-    const cry_kernels *kernels;
-    cry_grid grid;
-    float *c;
-    const float *init, *a, *panels;
-    int64_t ldc, rs, m, n, k;
-} gemm_job;
-
-static void gemm_task(void *context, int64_t task, int thread)
-{
-    const gemm_job *w = context;
-    int64_t i = task / w->grid.across * w->grid.rows, j = task % w->grid.across * w->grid.cols;
-    (void)thread;
-    w->kernels->gemm(w->c + i * w->ldc + j, w->ldc, w->init ? w->init + i * w->ldc + j : 0, w->ldc,
-                     w->a + i * w->rs, w->rs, 1, w->panels + j * w->k,
-                     cry_smaller(w->grid.rows, w->m - i), cry_smaller(w->grid.cols, w->n - j), w->k);
-}
-
-void cry_gemm(const cry_team *team, float *c, int64_t ldc, const float *init, const float *a,
-              int64_t rs, const float *panels, int64_t m, int64_t n, int64_t k)
-{
-    gemm_job job = {team->kernels, cry_cut(team, m, n, 96), c, init, a, panels, ldc, rs, m, n, k};
-    cry_run(team, job.grid.down * job.grid.across, gemm_task, &job);
 }

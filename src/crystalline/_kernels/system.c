@@ -3,6 +3,7 @@
 #define _GNU_SOURCE
 #include <limits.h>
 #include <linux/futex.h>
+#include <linux/mempolicy.h>
 #include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -72,6 +73,20 @@ int cry_pin(int cpu)
     int done = sched_setaffinity(0, size, set) == 0;
     CPU_FREE(set);
     return done;
+}
+
+int cry_interleave(void *memory, int64_t bytes, const int32_t *nodes, int count)
+{
+    enum { WORDS = 16, BITS = 8 * sizeof(unsigned long) };
+    unsigned long mask[WORDS] = {0};
+    uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE);
+    uintptr_t begin = ((uintptr_t)memory + page - 1) / page * page, end = (uintptr_t)memory + (uintptr_t)bytes;
+    for (int i = 0; i < count; i++) {
+        if (nodes[i] < 0 || nodes[i] >= WORDS * (int)BITS) return 0;
+        mask[nodes[i] / (int)BITS] |= 1ul << nodes[i] % (int)BITS;
+    }
+    if (end <= begin) return 0;
+    return syscall(SYS_mbind, begin, end - begin, MPOL_INTERLEAVE, mask, (unsigned long)WORDS * BITS, 0) == 0;
 }
 
 static int affinity_cpus(void)

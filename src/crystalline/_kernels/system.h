@@ -27,4 +27,7 @@ uint64_t cry_process_start(int64_t pid);
 /* Keeps the calling thread on one CPU; 0 when the system refuses. */
 int cry_pin(int cpu);
 
+/* Lets the pages of fresh memory come from the NUMA nodes in turn; 0 when the system refuses. */
+int cry_interleave(void *memory, int64_t bytes, const int32_t *nodes, int count);
+
 #endif

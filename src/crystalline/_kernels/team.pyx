@@ -3,6 +3,8 @@
 
 from libc.stdint cimport int32_t, int64_t
 
+import numpy as np
+
 from checks cimport *
 from kernels cimport *
 
@@ -27,71 +29,12 @@ def quota_cpus(root):
     return cry_quota_cpus(root.encode())
 
 
-cdef class Team:
-    """Threads, kernels and work space.  One team serves one caller at a time.
+include "pool.pxi"
 
-    ``threads`` is the number of OS threads, ``isa`` one of ISAS or None for the best.  Arrays are
-    float32 and C-contiguous; ids, targets int32; ``groups`` holds 13 int64 row starts.
-    """
 
-    cdef cry_team c
-    cdef object _shared, _scratch
-    cdef bint busy
-    cdef readonly int threads
-    cdef readonly str isa
-
-    def __cinit__(self, int threads, isa=None):
-        if threads < 1 or threads > 4096:
-            raise UsageError(f"threads is {threads}, but must be 1 to 4096")
-        cdef bytes name
-        if isa is None:
-            self.c.kernels = cry_kernels_for(NULL)
-        else:
-            name = isa.encode()
-            self.c.kernels = cry_kernels_for(name)
-        if self.c.kernels == NULL:
-            raise UsageError(f"instruction set {isa!r} cannot run on this CPU; "
-                             f"choose one of {', '.join(available_isas())}")
-        self.c.threads = self.threads = threads
-        self.c.pool = cry_pool_new(threads)
-        if self.c.pool == NULL:
-            raise MemoryError("no memory for a team's threads")
-        self.isa = self.c.kernels.isa.decode()
-
-    def __dealloc__(self):
-        cry_pool_free(self.c.pool)
-
-    @property
-    def work_bytes(self):
-        """Bytes of work space held now, shared and per thread together."""
-        return 4 * (self.c.shared_len + self.c.scratch_len * self.c.threads)
-
-    cdef object _enter(self):
-        """Before the interpreter lock is released: a second caller is an error, not a wild write."""
-        if self.busy:
-            raise RuntimeError("this team is at work for another thread; give each a team of its own")
-        self.busy = True
-
-    cdef object _leave(self, str op, cry_status status):
-        self.busy = False
-        _check(op, status)
-
-    cdef object _reserve(self, int64_t shared, int64_t scratch):
-        cdef float[::1] view
-        if self.busy:
-            self._enter()
-        if shared > self.c.shared_len:
-            self.c.shared, self.c.shared_len = NULL, 0
-            self._shared = None
-            self._shared = arena(shared)
-            view = self._shared
-            self.c.shared, self.c.shared_len = &view[0], shared
-        if scratch > self.c.scratch_len:
-            self.c.scratch, self.c.scratch_len = NULL, 0
-            self._scratch = None
-            self._scratch = arena(scratch * self.c.threads)
-            view = self._scratch
-            self.c.scratch, self.c.scratch_len = &view[0], scratch
+cdef class Team(Pool):
+    """What a pool can compute.  Arrays are float32 and C-contiguous; ids, targets int32; ``groups``
+    holds 13 int64 row starts."""
 
     def work_floats(self, const int64_t[::1] groups, int64_t T, int64_t D, int64_t H, int64_t K,
                     int64_t F, int64_t V):
@@ -407,13 +350,31 @@ cdef class Team:
             status = cry_adamw_step(&self.c, &p[0], &m[0], &v[0], &grad[0], p.shape[0], &c)
         self._leave("adamw", status)
 
-    def squared_norm(self, const float[::1] x):
-        """The sum of x^2, by a fixed tree."""
-        cdef double total = 0
+    def squared_norm(self, const float[::1] x, double[::1] shares=None):
+        """The sum of x^2, by a fixed tree; ``shares`` (12) gets the parts of the spheres, each of
+        which has a twelfth of x."""
+        cdef double[13] sums
+        cdef cry_status status = CRY_OK
+        cdef int g
+        for g in range(13):
+            sums[g] = 0
+        if x.shape[0]:
+            self._enter()
+            with nogil:
+                status = cry_squared_norm(&self.c, sums, &x[0], x.shape[0])
+            self._leave("squared_norm", status)
+        if shares is not None:
+            _same("squared_norm", "shares", shares.shape[0], "the number of spheres", 12)
+            for g in range(12):
+                shares[g] = sums[g]
+        return sums[12]
+
+    def touch(self, float[::1] x):
+        """Writes a zero into every page of x, each by the thread that will mostly work there, so
+        that the system puts the page near to it."""
         cdef cry_status status = CRY_OK
         if x.shape[0]:
             self._enter()
             with nogil:
-                status = cry_squared_norm(&self.c, &total, &x[0], x.shape[0])
-        self._leave("squared_norm", status)
-        return total
+                status = cry_touch(&self.c, &x[0], x.shape[0])
+            self._leave("touch", status)

@@ -29,7 +29,7 @@ typedef enum cry_status {
     CRY_BAD_SHAPE,   /* a size is negative, zero or does not fit another */
     CRY_BAD_GROUPS,  /* group starts do not rise from 0 to the number of rows */
     CRY_BAD_INDEX,   /* a token id or target is outside the vocabulary */
-    CRY_NO_SCRATCH,  /* the team's memory is smaller than the matching cry_need_* says */
+    CRY_NO_SCRATCH,  /* the team's memory is smaller than cry_need_* says, or there is none */
     CRY_BAD_ISA,     /* unknown instruction set, or this CPU lacks it */
 } cry_status;
 
@@ -110,12 +110,42 @@ CRY_API const cry_kernels *cry_kernels_for(const char *isa);
 /* CPUs this process may use: the affinity mask, cut by the cgroup quota along the whole path. */
 CRY_API int cry_usable_cpus(void);
 /* The threads of a team: the caller's and threads - 1 workers, which sleep when there is nothing to
- * do.  NULL when there is no memory; fewer workers when the system grants no more.  A pool serves one
- * caller at a time.  It survives a fork: the child starts workers of its own when it needs them.
- * Freeing it ends the workers. */
+ * do.  With `cpus` (threads) worker t stays on CPU cpus[t]; the caller is left where it is.  NULL when
+ * there is no memory; fewer workers when the system grants no more.  A pool serves one caller at a
+ * time.  It survives a fork: the child starts workers of its own when it needs them.  Freeing it
+ * ends the workers. */
 typedef struct cry_pool cry_pool;
-CRY_API cry_pool *cry_pool_new(int threads);
+CRY_API cry_pool *cry_pool_new(int threads, const int *cpus);
 CRY_API void cry_pool_free(cry_pool *pool);
+
+/* How the work of a region is divided: its tasks lie in a row, cut into CRY_PARTS equal parts; sphere
+ * g has parts 144 g .. 144 (g + 1), and its leaves (it is one itself while it has no children) divide
+ * them.  No result depends on it.  At first there are 12 leaves, thread t carries t, t + N, ... and
+ * stealing is on. */
+#define CRY_PARTS 1728
+typedef struct cry_arrangement {
+    int leaves;           /* 12 .. 1728 */
+    const int32_t *begin; /* (leaves + 1) leaf l has parts begin[l] .. begin[l + 1]; rises, 0 .. 1728 */
+    const int32_t *owner; /* (leaves) the thread that takes its tasks first */
+    const int32_t *order; /* (threads, leaves) all leaves as each thread looks at them, its own first */
+    int steal;            /* whether a thread goes on to leaves that are not its own */
+} cry_arrangement;
+/* Between regions.  CRY_BAD_SHAPE when the above does not hold, CRY_NO_SCRATCH without memory; both
+ * change nothing. */
+CRY_API cry_status cry_pool_arrange(cry_pool *pool, const cry_arrangement *arrangement);
+
+/* What was done since the pool was made; may be read from any thread, also during a region, but not
+ * during cry_pool_arrange.  Times in nanoseconds.  A thread's time in regions that was not busy, it waited: inside - busy. */
+typedef struct cry_counts {
+    int64_t tasks, stolen, busy; /* stolen: taken by a thread that does not own the leaf */
+} cry_counts;
+typedef struct cry_statistics {
+    int64_t regions, inside;       /* how many, and the time between their beginnings and ends */
+    cry_counts spheres[CRY_GROUPS];
+    cry_counts *threads;           /* room for all of the pool's */
+    int64_t *leaf_busy;            /* room for all leaves; since they were arranged */
+} cry_statistics;
+CRY_API void cry_pool_statistics(const cry_pool *pool, cry_statistics *to);
 
 /* A team: who works, with which kernels and which memory.  Without a pool the caller works alone.
  * The caller owns the memory: `shared` for all, and `scratch_len` floats for each of `threads` at
@@ -197,8 +227,12 @@ CRY_API cry_status cry_head(const cry_team *team, float *losses, float *dh, floa
                             int64_t R, int64_t D, int64_t V, float scale, int accumulate);
 CRY_API cry_status cry_adamw_step(const cry_team *team, float *p, float *m, float *v,
                                   const float *grad, int64_t n, const cry_adamw *c);
-/* Sum of squares over 144 fixed spans, 16 lanes each. */
-CRY_API cry_status cry_squared_norm(const cry_team *team, double *sum, const float *x, int64_t n);
+/* Sum of squares over 144 fixed spans, 16 lanes each; sums (13) get the 12 spheres' parts, each 12
+ * spans, and then the whole, which is added up span by span. */
+CRY_API cry_status cry_squared_norm(const cry_team *team, double *sums, const float *x, int64_t n);
+/* A zero into every page of fresh memory x(n), by the owners of its spans: the system then puts the
+ * page near the thread. */
+CRY_API cry_status cry_touch(const cry_team *team, float *x, int64_t n);
 
 #ifdef __cplusplus
 }
