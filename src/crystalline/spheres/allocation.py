@@ -1,7 +1,6 @@
 """Which thread carries which of the 12 groups and their children, and on which CPU it runs.
 
-The allocation decides how fast a step is, never what it computes (DESIGN.md sections 4 and 7,
-MATH.md section 2).
+The groups fix the order of every sum; the allocation decides how fast a step is, never its result.
 """
 
 from __future__ import annotations
