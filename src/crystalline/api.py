@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -35,12 +36,17 @@ from crystalline.plan import (
 )
 from crystalline.schedule import Course
 from crystalline.shards import TokenStore, write_shards
-from crystalline.team import make_team
+from crystalline.spheres.crew import Crew, make_crew
 from crystalline.tokenizer import Tokenizer, default_vocab_size
-from crystalline.trainer import OnEvent, Trainer
+from crystalline.trainer import Trainer
+from crystalline.training import OnEvent
 
 PathLike = str | os.PathLike[str]
 
+CREW = (  # options of who works, which change no result
+    "threads", "hierarchy_depth", "work_stealing", "recursive_spawning", "thread_allocation", "pin",
+)  # fmt: skip
+MAY_CHANGE = (*CREW, "steps")  # on resuming
 LENGTHS = ("minutes", "steps", "epochs")  # how long to train: one of them
 TOLD_EVERY = 0.25  # seconds between two progress events
 
@@ -67,6 +73,26 @@ def train(
     Raises UsageError for bad arguments or data, CheckpointError, NumericsError, and Interrupted
     after a signal, when the checkpoint has been written.
     """
+    with training(paths, out, resume=resume, config=config, on_event=on_event, **options) as trainer:
+        trainer.run()
+        threads = trainer.team.threads
+    return load(out, threads=threads)
+
+
+@contextlib.contextmanager
+def training(
+    paths: PathLike | Iterable[PathLike] | None = None,
+    out: PathLike = "models/model",
+    *,
+    resume: bool = False,
+    config: PathLike | None = None,
+    on_event: OnEvent | None = None,
+    **options: Any,
+) -> Iterator[Trainer]:
+    """As ``train``, but hands over the trainer, ready to ``run`` or to ``start`` in the background.
+
+    Its folder is held until the end of the block, which stops what still runs, with a checkpoint.
+    """
     begun = time.monotonic()
     tell = on_event or (lambda event: None)
     merged = load_toml(config) if config is not None else {}
@@ -87,8 +113,12 @@ def train(
             trainer = _resumed(folder, said, merged, tell)
         else:
             trainer = _created(paths or (), folder, said, begun, tell)
-        trainer.run()
-    return load(folder, threads=said.threads)
+        try:
+            yield trainer
+        finally:
+            if trainer.node is not None and trainer.node.alive:
+                trainer.node.request_stop()
+                trainer.node.wait()
 
 
 def _holds_model(folder: Path) -> bool:
@@ -96,19 +126,20 @@ def _holds_model(folder: Path) -> bool:
 
 
 def _resumed(folder: Path, said: TrainConfig, merged: dict[str, Any], tell: OnEvent) -> Trainer:
-    trainer = Trainer.resume(folder, make_team(said.threads), tell)
+    trainer = Trainer.resume(folder, _crew(said), tell)
     # A setting may be said again, as it was said or as it came out; it may not change.
     recorded = asdict(trainer.config) | asdict(trainer.recipe)
     before = trainer.options | {"val": tuple(trainer.options.get("val", ()))}
     changed = [
         name
         for name in merged
-        if name not in ("threads", "steps")
+        if name not in MAY_CHANGE
         and getattr(said, name) not in (before.get(name), recorded.get(name))
     ]
     if changed:
         raise UsageError(
-            f"{', '.join(changed)} cannot change when resuming; leave out all but threads and steps"
+            f"{', '.join(changed)} cannot change when resuming; leave out all but "
+            f"{', '.join(MAY_CHANGE)}"
         )
     p = trainer.progress
     if said.steps is not None and said.steps != p.course.steps:
@@ -131,7 +162,8 @@ def _created(
     begun: float,
     tell: OnEvent,
 ) -> Trainer:
-    team = make_team(said.threads)
+    crew = _crew(said)
+    team = crew.team
     if said.dim is not None or said.preset is not None:
         # What can never fit is refused before a large corpus is read: the smallest vocabulary.
         nothing = Budget(said, 0)
@@ -166,7 +198,7 @@ def _created(
     course = Course(said.steps or 1)
     if said.epochs is not None:
         course = Course(_steps_of_epochs(folder, config, recipe, said.epochs))
-    trainer = Trainer.create(folder, config, recipe, tokenizer, team, course, tell)
+    trainer = Trainer.create(folder, config, recipe, tokenizer, crew, course, tell)
     trainer.options = asdict(said)
     if minutes is not None:
         trainer.aim(begun + 60 * minutes)
@@ -198,10 +230,14 @@ def _read(pieces: Sequence[Piece], report: Callable[[int, int], None]) -> Iterat
 def _steps_of_epochs(folder: Path, config: ModelConfig, recipe: Recipe, epochs: float) -> int:
     """Steps until every sequence of that many epochs has been trained."""
     batches = Batches(TokenStore.open(folder).train, recipe.batch_size, config.seq_len, recipe.seed)
-    whole = int(epochs)
-    sequences = sum(batches.sequences_in_epoch(e) for e in range(whole))
-    sequences += round((epochs - whole) * batches.sequences_in_epoch(whole))
-    return max(1, -(-sequences // recipe.sequences))
+    return max(1, -(-batches.sequences_in(epochs) // recipe.sequences))
+
+
+def _crew(said: TrainConfig) -> Crew:
+    return make_crew(
+        said.threads, depth=said.hierarchy_depth, strategy=said.thread_allocation, pin=said.pin,
+        steal=said.work_stealing, recursive=said.recursive_spawning,
+    )  # fmt: skip
 
 
 def _tell_plan(trainer: Trainer, tell: OnEvent) -> None:
@@ -211,6 +247,6 @@ def _tell_plan(trainer: Trainer, tell: OnEvent) -> None:
         "parameters": parameter_count(c), "steps": trainer.progress.course.steps,
         "step": trainer.progress.step, "train_tokens": trainer.store.train.tokens,
         "validation_tokens": trainer.store.val.tokens, "threads": trainer.team.threads,
-        "isa": trainer.team.isa, "out": str(trainer.out),
+        "isa": trainer.team.isa, "out": str(trainer.out), **trainer.crew.described(),
         "memory_mib": check_memory(c, r.batch_size, c.seq_len, trainer.team) / 2**20,
     })  # fmt: skip

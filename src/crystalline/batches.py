@@ -43,9 +43,9 @@ class _Windows(NamedTuple):
 class Batches:
     """The endless stream of training batches: epoch after epoch, each in an order of its own.
 
-    A batch follows from its index alone, so training resumes anywhere: batch ``index`` holds
-    sequences index B .. index B + B - 1 of the stream and may span epochs. Raises DataError for a
-    split without documents.
+    A batch follows from its place alone, so training resumes anywhere, also with another size: it
+    holds sequences first .. first + B - 1 of the stream and may span epochs. Raises DataError for
+    a split without documents.
     """
 
     def __init__(self, split: Split, batch_size: int, seq_len: int, seed: int) -> None:
@@ -63,19 +63,20 @@ class Batches:
         self._sequences = int((-(-self._predictions // seq_len) + more).sum())
         self._epochs: dict[int, _Windows] = {}
 
-    def sequences_in_epoch(self, epoch: int) -> int:
-        """How many sequences an epoch has: by the choice of the cuts, as many as every other."""
-        return self._sequences
+    def sequences_in(self, epochs: float) -> int:
+        """How many sequences so many epochs have."""
+        whole = int(epochs)
+        return whole * self._sequences + round((epochs - whole) * self._sequences)
 
-    def batch(self, index: int) -> tuple[Rows, Rows]:
-        """ids int32 (B, T) and targets int32 (B, T), -1 where padding is not to be learnt."""
-        first = index * self._batch_size
+    def batch(self, first: int) -> tuple[Rows, Rows]:
+        """From sequence ``first`` of the stream: ids int32 (B, T) and targets int32 (B, T), -1 where
+        padding is not to be learnt."""
         windows = [self._window(first + row) for row in range(self._batch_size)]
         return _gather(self._split, windows, self._batch_size, self._seq_len)
 
-    def epoch_of(self, index: int) -> float:
-        """How many epochs lie before batch ``index``."""
-        return index * self._batch_size / self._sequences
+    def epoch_of(self, first: int) -> float:
+        """How many epochs lie before sequence ``first``."""
+        return first / self._sequences
 
     def _window(self, sequence: int) -> tuple[int, int]:
         epoch, at = divmod(sequence, self._sequences)

@@ -240,6 +240,9 @@ PRESETS: dict[str, ModelConfig] = {
 }
 
 
+STRATEGIES = ("auto", "round_robin", "one_to_one", "compact", "spread")
+
+
 @dataclass(frozen=True)
 class TrainConfig:
     """What the user asked of a training run; None means chosen automatically.
@@ -263,6 +266,11 @@ class TrainConfig:
     lr: float | None = None
     seed: int = 0
     threads: int | None = None
+    hierarchy_depth: int | str = "auto"
+    work_stealing: bool = True
+    recursive_spawning: bool = True
+    thread_allocation: str = "auto"
+    pin: bool | None = None
     val: tuple[str, ...] = ()
     tokenizer: str | None = None
 
@@ -280,6 +288,12 @@ class TrainConfig:
             if getattr(self, field) is not None:
                 value = _real(field, getattr(self, field), least, most, real)
                 object.__setattr__(self, field, value)
+        if self.hierarchy_depth not in ("auto", 1, 2, 3) or self.hierarchy_depth is True:
+            _refuse("hierarchy_depth", self.hierarchy_depth, "must be 1, 2, 3 or auto", "auto")
+        if self.thread_allocation not in STRATEGIES:
+            near = _nearest_name(str(self.thread_allocation), STRATEGIES) or "auto"
+            rule = f"must be one of {', '.join(STRATEGIES)}"
+            _refuse("thread_allocation", self.thread_allocation, rule, near)
         if self.preset is not None and self.preset not in list(PRESETS):
             rule = f"the presets are {', '.join(PRESETS)}"
             _refuse("preset", self.preset, rule, _nearest_name(str(self.preset), PRESETS) or "seed")
@@ -335,6 +349,11 @@ def train_config(options: Mapping[str, object], where: str) -> TrainConfig:
 
 _WANTED = {
     "preset": ("the name of a preset", "'seed'"),
+    "hierarchy_depth": ("1, 2, 3 or 'auto'", "'auto'"),
+    "thread_allocation": ("the name of a strategy", "'auto'"),
+    "work_stealing": ("true or false", "true"),
+    "recursive_spawning": ("true or false", "true"),
+    "pin": ("true or false", "true"),
     "val": ("a path or a list of paths", "['held_out.txt']"),
     "tokenizer": ("a path", "'tokenizer.json'"),
 }

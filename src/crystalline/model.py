@@ -116,6 +116,7 @@ class Decoder:
             ids=np.zeros(B * T, np.int32), targets=np.zeros(B * T, np.int32), T=T,
         )  # fmt: skip
         self.steps = decoder_steps(c, gradients is not None)
+        self.group_losses = [0.0] * GROUPS  # of the last batch
 
     def _take(self, ids: NDArray[np.int32], targets: NDArray[np.int32]) -> None:
         if ids.shape != (self.B, self.T) or targets.shape != ids.shape:
@@ -130,6 +131,7 @@ class Decoder:
         """The sum of the losses: in a group in row order, then by the tree of the groups."""
         starts, losses = self.space.groups, self.space.a["losses"].astype(np.float64)
         s = [_chain(losses[starts[g] : starts[g + 1]]) for g in range(GROUPS)]
+        self.group_losses = s
         q = [(s[j] + s[j + 1]) + s[j + 2] for j in range(0, GROUPS, 3)]
         return ((q[0] + q[1]) + q[2]) + q[3]
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numpy as np
+
 from crystalline._native import Team
 from crystalline.model import Parameters
 
@@ -38,6 +40,7 @@ class AdamW:
         self.weights, self.team, self.settings = weights, team, settings
         self.m, self.v = Parameters(weights.config), Parameters(weights.config)
         self.t = 0
+        self.squares = np.zeros(12)  # of the last gradient: the spheres' parts of its squared norm
         self._spans = _decay_spans(weights)
 
     def step(self, gradients: Parameters, lr: float) -> float:
@@ -46,7 +49,7 @@ class AdamW:
         A norm that is not finite changes nothing: the caller decides.
         """
         s = self.settings
-        norm = math.sqrt(self.team.squared_norm(gradients.flat))
+        norm = math.sqrt(self.team.squared_norm(gradients.flat, self.squares))
         if not math.isfinite(norm):
             return norm
         self.t += 1

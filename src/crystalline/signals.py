@@ -1,10 +1,10 @@
-"""Ctrl-C at a step boundary: a signal is noted, and the loop looks at the note."""
+"""Ctrl-C at a step boundary: a signal is noted and told, and the training stops when it can."""
 
 from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -20,11 +20,11 @@ class Stop:
 
 
 @contextmanager
-def noted_signals() -> Iterator[Stop]:
-    """SIGINT, SIGTERM and SIGHUP set the flag instead of interrupting a half-made step.
+def noted_signals(tell: Callable[[], None]) -> Iterator[Stop]:
+    """SIGINT, SIGTERM and SIGHUP are noted and ``tell`` is called, instead of dying at once.
 
-    A second SIGINT raises KeyboardInterrupt at once.  Outside the main thread signals cannot be
-    caught and the flag stays down.  What was installed before comes back at the end.
+    A second SIGINT raises KeyboardInterrupt.  Outside the main thread signals cannot be caught and
+    the flag stays down.  What was installed before comes back at the end.
     """
     stop = Stop()
     if threading.current_thread() is not threading.main_thread():
@@ -35,6 +35,7 @@ def noted_signals() -> Iterator[Stop]:
         if stop and number == signal.SIGINT:
             raise KeyboardInterrupt
         stop.signal = number
+        tell()
 
     # A signal that is ignored, as a hang-up is under nohup, stays so.
     wanted = [n for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)

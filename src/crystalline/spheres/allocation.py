@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from crystalline.config import STRATEGIES
 from crystalline.errors import UsageError
 from crystalline.spheres.topology import Topology
 
@@ -21,7 +22,6 @@ GROUPS = 12
 MOST_THREADS = 4096
 MOST_DEPTH = 3
 GOOD_BALANCE = 0.9
-STRATEGIES = ("auto", "round_robin", "one_to_one", "compact", "spread")
 
 
 class AllocationRow(NamedTuple):

@@ -1,0 +1,360 @@
+"""Node Zero: the control thread of a training, and the handle by which others command it.
+
+    INITIALIZING --START--> RUNNING <--PAUSE, RESUME--> PAUSED
+          any of them --STOP, or the end--> STOPPING --> STOPPED
+          any of them --an exception--> FAILED
+
+The training's steps run on this thread, so a command is looked at between two steps and at no other
+moment; the step is noted beside it, and a training told the same commands at the same steps ends
+in the same bits.  (Inside a parallel region the thread lends itself to the team as its thread 0: a
+thread of its own that only waited would cost every region a hand-over.)
+
+Whatever happens, the thread ends in STOPPED or FAILED, and everybody who waits for it, or for an
+answer, is woken.
+"""
+
+from __future__ import annotations
+
+import atexit
+import itertools
+import math
+import os
+import threading
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from enum import StrEnum
+from typing import Any, Protocol, TypedDict
+
+from crystalline._queue import MessageQueue, SphereMessage
+from crystalline.errors import QueueClosed, UsageError
+from crystalline.spheres.messages import ALL_SPHERES, NORMAL, NOTICE, URGENT, MessageType, Setting
+
+INBOX = 256  # commands under way
+SIGNAL_SECONDS = 0.1  # a signal that another thread got is seen after so long
+
+
+class State(StrEnum):
+    """Where a training stands."""
+
+    INITIALIZING = "INITIALIZING"
+    RUNNING = "RUNNING"
+    PAUSED = "PAUSED"
+    STOPPING = "STOPPING"
+    STOPPED = "STOPPED"
+    FAILED = "FAILED"
+
+
+class Command(TypedDict):
+    """One command as it was recorded: the step after which it took effect, and what it was."""
+
+    step: int
+    command: str
+    sphere: int
+    values: list[float]
+
+
+REPLAYED = {
+    MessageType[name] for name in ("CHECKPOINT", "SET", "SPAWN", "TERMINATE", "REBALANCE")
+}
+RECORDED = REPLAYED | {MessageType.PAUSE, MessageType.RESUME, MessageType.STOP}
+
+
+class Driver(Protocol):
+    """What Node Zero drives: a training, step by step."""
+
+    @property
+    def step_number(self) -> int: ...
+
+    def begin(self) -> None:
+        """Before the first step, on the control thread."""
+
+    def advance(self, tell: Callable[[SphereMessage], None]) -> bool:
+        """One step and what is due after it; False when that was the last one."""
+
+    def finish(self) -> None:
+        """After the last step, or a STOP."""
+
+    def close(self) -> None:
+        """At the very end, also of a failure: gives everything back."""
+
+    def perform(self, message: SphereMessage) -> Any:
+        """Carries out CHECKPOINT, SET, SPAWN, TERMINATE, REBALANCE or STATS; UsageError refuses."""
+
+    def paused(self, now: bool) -> None:
+        """From here nothing is done, or no longer."""
+
+    def record(self, command: Command) -> None:
+        """Keeps a command that took effect."""
+
+
+class NodeZero:
+    """The control thread of one training, which ``start`` starts; each serves one run.
+
+    The methods named after commands wait until the command took effect and return the step it was;
+    they raise UsageError when it is refused or the training is over, and the training's own error
+    when that has failed.  Called on the control thread itself, as in an ``on_event``, they only
+    send.  A program that ends while the training goes on stops it, after a checkpoint.
+    """
+
+    def __init__(self, driver: Driver, replay: Sequence[Command] = ()) -> None:
+        self._driver = driver
+        self._replay = [c for c in replay if MessageType[c["command"]] in REPLAYED]
+        self._inbox = MessageQueue(INBOX)
+        self._subscribers: list[MessageQueue] = []
+        self._tickets: dict[int, Future[Any]] = {}
+        self._numbers = itertools.count(1)
+        self._done = threading.Event()
+        self._abort = False
+        self._process = os.getpid()
+        self.state = State.INITIALIZING
+        self.error: BaseException | None = None
+        self.traceback = ""
+        # A daemon, so that a program can end; at its end it is stopped properly, by _at_exit.
+        self._thread = threading.Thread(target=self._run, name="node-zero", daemon=True)
+
+    # --- the handle: called from any thread ---------------------------------------------------------
+
+    def start(self) -> None:
+        """Starts the thread and lets it run."""
+        atexit.register(self._at_exit)
+        self._thread.start()
+        self._send(MessageType.START)
+
+    def pause(self) -> int:
+        """Stops after the step at hand until ``resume``."""
+        return int(self._ask(MessageType.PAUSE))
+
+    def resume(self) -> int:
+        """Goes on after ``pause``."""
+        return int(self._ask(MessageType.RESUME))
+
+    def stop(self) -> int:
+        """Ends the training after the step at hand, with a checkpoint."""
+        return int(self._ask(MessageType.STOP, priority=URGENT))
+
+    def checkpoint(self) -> int:
+        """Writes a checkpoint after the step at hand."""
+        return int(self._ask(MessageType.CHECKPOINT))
+
+    def set(self, **settings: float) -> int:
+        """Changes learning_rate (its peak), batch_size (sequences), epochs (of the whole training)
+        or evaluation_interval (steps; 0 for evenly spread)."""
+        step = 0
+        for name, value in settings.items():
+            if name.upper() not in Setting.__members__:
+                known = ", ".join(Setting.__members__).lower()
+                raise UsageError(f"set: {name} cannot be set; choose among {known}")
+            setting = Setting[name.upper()]
+            step = int(self._ask(MessageType.SET, values=(float(setting), float(value))))
+        return step
+
+    def spawn(self, sphere: int = ALL_SPHERES) -> int:
+        """Gives a sphere, or all, 12 children for each of its leaves."""
+        return int(self._ask(MessageType.SPAWN, sphere=sphere))
+
+    def terminate(self, sphere: int = ALL_SPHERES) -> int:
+        """Ends the lowest children of a sphere, or of all."""
+        return int(self._ask(MessageType.TERMINATE, sphere=sphere))
+
+    def rebalance(self) -> int:
+        """Moves leaves between threads by the time they took."""
+        return int(self._ask(MessageType.REBALANCE))
+
+    def stats(self) -> dict[str, Any]:
+        """Counters of the spheres and threads, as of the step boundary."""
+        return dict(self._ask(MessageType.STATS) or {})
+
+    @property
+    def alive(self) -> bool:
+        """Whether the thread runs."""
+        return os.getpid() == self._process and self._thread.is_alive()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Waits for the end, at most ``timeout`` seconds; whether it came.  Raises the error that
+        ended a failed training."""
+        self._here()
+        until = math.inf if timeout is None else time.monotonic() + timeout
+        while not self._done.wait(max(0.0, min(SIGNAL_SECONDS, until - time.monotonic()))):
+            if time.monotonic() >= until:
+                return False
+        self._thread.join()
+        if self.error is not None:
+            raise self.error
+        return True
+
+    def subscribe(self, capacity: int = 1024) -> MessageQueue:
+        """A queue that gets what happens from now on; what does not fit is dropped, and counted."""
+        self._here()
+        queue = MessageQueue(capacity)
+        self._subscribers.append(queue)
+        if self._done.is_set():
+            queue.close()
+        return queue
+
+    def request_stop(self) -> None:
+        """Asks for the end without waiting; may be called in a signal handler."""
+        self._send(MessageType.STOP, priority=URGENT)
+
+    def abort(self) -> None:
+        """Ends the training after the step at hand, without a checkpoint, and waits for that."""
+        self._abort = True
+        self.request_stop()
+        self._thread.join()
+
+    def _here(self) -> None:
+        if os.getpid() != self._process:
+            raise UsageError(
+                f"this training runs in process {self._process}; a forked copy cannot command it"
+            )
+
+    def _ask(
+        self, kind: MessageType, *, priority: int = NORMAL, sphere: int = ALL_SPHERES,
+        values: Sequence[float] = (),
+    ) -> Any:  # fmt: skip
+        self._here()
+        answer = self._send(kind, priority=priority, sphere=sphere, values=values)
+        if threading.current_thread() is self._thread:
+            return 0
+        return answer.result()
+
+    def _send(
+        self, kind: MessageType, *, priority: int = NORMAL, sphere: int = ALL_SPHERES,
+        values: Sequence[float] = (),
+    ) -> Future[Any]:  # fmt: skip
+        number, answer = next(self._numbers), Future[Any]()
+        self._tickets[number] = answer
+        message = SphereMessage(kind, priority=priority, sphere=sphere, ticket=number, values=values)
+        # The control thread cannot wait for itself to make room.
+        timeout = 0.0 if threading.current_thread() is self._thread else None
+        try:
+            taken = self._inbox.send(message, timeout=timeout)
+        except QueueClosed:
+            taken = True
+            self._refuse_all()
+        if not taken:
+            del self._tickets[number]
+            answer.set_exception(UsageError(f"{kind.name}: too many commands are under way"))
+        return answer
+
+    def _refuse_all(self) -> None:
+        """The training is over: nobody waits for an answer any more."""
+        while self._tickets:
+            _, answer = self._tickets.popitem()
+            reason = self.error or UsageError(f"the training is over ({self.state})")
+            answer.set_exception(reason)
+
+    def _at_exit(self) -> None:
+        if os.getpid() == self._process and self._thread.is_alive():
+            self.request_stop()
+            self._thread.join()
+
+    # --- the thread ---------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        try:
+            self._drive()
+        except BaseException as error:  # whatever it is, those who wait must hear of it
+            self.error, self.traceback = error, traceback.format_exc()
+        finally:
+            self._end()
+
+    def _drive(self) -> None:
+        driver = self._driver
+        driver.begin()
+        while self.state is State.INITIALIZING:
+            self._obey(self._inbox.receive(timeout=None))
+        going = True
+        while going and self.state is State.RUNNING:
+            self._at_boundary()
+            if self.state is State.RUNNING:
+                going = driver.advance(self._tell)
+        self.state = State.STOPPING
+        if not self._abort:
+            driver.finish()
+
+    def _at_boundary(self) -> None:
+        """Obeys what is to be replayed here and what has arrived; while paused, waits for more."""
+        step = self._driver.step_number
+        while self._replay and self._replay[0]["step"] <= step:
+            command = self._replay.pop(0)
+            self._obey(
+                SphereMessage(
+                    MessageType[command["command"]], sphere=command["sphere"],
+                    values=command["values"],
+                )  # fmt: skip
+            )
+        while self.state is not State.STOPPING:
+            paused = self.state is State.PAUSED
+            message = self._inbox.receive(timeout=None if paused else 0.0)
+            if message is None:
+                return
+            self._obey(message)
+
+    def _obey(self, message: SphereMessage | None) -> None:
+        if message is None:
+            return
+        kind, answer = MessageType(message.type), self._tickets.pop(message.ticket, None)
+        step = self._driver.step_number
+        try:
+            result = self._carry_out(kind, message)
+        except UsageError as refused:
+            if answer is None:  # replayed: then it is not the same training
+                raise
+            answer.set_exception(refused)
+            return
+        except BaseException as error:
+            if answer is not None:
+                answer.set_exception(error)
+            raise
+        if kind in RECORDED:
+            self._driver.record(
+                Command(
+                    step=step, command=kind.name, sphere=message.sphere,
+                    values=list(message.values),
+                )  # fmt: skip
+            )
+        if answer is not None:
+            answer.set_result(result if kind is MessageType.STATS else step)
+
+    def _carry_out(self, kind: MessageType, message: SphereMessage) -> Any:
+        if kind is MessageType.START:
+            self.state = State.RUNNING
+        elif kind is MessageType.STOP:
+            self.state = State.STOPPING
+        elif kind is MessageType.PAUSE:
+            self._change_pause(State.RUNNING, State.PAUSED)
+        elif kind is MessageType.RESUME:
+            self._change_pause(State.PAUSED, State.RUNNING)
+        else:
+            return self._driver.perform(message)
+        return None
+
+    def _change_pause(self, before: State, after: State) -> None:
+        if self.state not in (before, after):
+            raise UsageError(f"the training is {self.state}; it cannot become {after}")
+        if self.state is before:
+            self.state = after
+            self._driver.paused(after is State.PAUSED)
+
+    def _tell(self, message: SphereMessage) -> None:
+        for queue in self._subscribers:
+            queue.send(message)
+
+    def _end(self) -> None:
+        try:
+            self._driver.close()
+        except BaseException as error:
+            self.error, self.traceback = self.error or error, self.traceback or traceback.format_exc()
+        self.state = State.FAILED if self.error is not None else State.STOPPED
+        step = self._driver.step_number
+        if self.error is not None:
+            self._tell(SphereMessage(MessageType.ERROR, priority=URGENT, step=step))
+        self._tell(SphereMessage(MessageType.SHUTDOWN, priority=NOTICE, step=step))
+        self._inbox.close()
+        self._refuse_all()
+        atexit.unregister(self._at_exit)
+        self._done.set()
+        for queue in self._subscribers:
+            queue.close()
