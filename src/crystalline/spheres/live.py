@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 
 from crystalline import _region
 from crystalline.checkpoint import load_model
-from crystalline.config import parameter_count
 from crystalline.errors import CrystallineError, UsageError
 from crystalline.files import remove, write_durably
 from crystalline.inference import Model
@@ -171,12 +170,12 @@ class LiveTraining:
 
         Raises UsageError where none are shown, or where the training died while it wrote them.
         """
+        version, content = self._read(self._weights)
         if out.shape != (self.parameters,) or out.dtype != np.float32:
             raise UsageError(
-                f"{self.folder}: out is {out.dtype} {out.shape}, but the training shows float32 "
-                f"({self.parameters},)"
+                f"{self.folder}: the training there has {self.parameters} parameters, float32, "
+                f"but they are to go into {out.dtype} {out.shape}"
             )
-        version, content = self._read(self._weights)
         if version == 0:
             raise UsageError(f"{self.folder}: the training has shown no weights yet; try again")
         out[...] = content[PREFIX.itemsize :].view(np.float32)
@@ -224,11 +223,6 @@ def load_live(folder: str | os.PathLike[str], threads: int | None = None) -> tup
     with LiveTraining.attach(folder) as live:
         config, tokenizer, _ = load_model(folder)
         parameters = Parameters(config)
-        if parameter_count(config) != live.parameters:
-            raise UsageError(
-                f"{folder}: the training there has {live.parameters} parameters, the checkpoint "
-                f"{parameter_count(config)}; leave out --live"
-            )
         step, _ = live.weights(parameters.flat)
     return Model(config, tokenizer, parameters.named, threads), step
 
