@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import random
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from crystalline._region import process_start
+from crystalline.spheres.region import PREFIX, SEGMENTS
 
 # Nothing about these sizes is a multiple of a vector or a tile.
 TINY = {
@@ -52,3 +58,24 @@ def text_folder(tmp_path: Path) -> Path:
     for i in range(12):
         (folder / f"{i:02}.txt").write_text(prose(3 * 2**i % 700 + 1, seed=i))
     return folder
+
+
+def segments_left() -> set[str]:
+    """Segments of this process, and of processes that are gone."""
+    ours = [name for name in os.listdir(SEGMENTS) if name.startswith(PREFIX)]
+    pids = {name: int(name.split("-")[1]) for name in ours}
+    return {name for name, pid in pids.items() if pid == os.getpid() or not process_start(pid)}
+
+
+@pytest.fixture
+def segments() -> Iterator[None]:
+    """The test leaves nothing in shared memory; one that hangs ends the run with a traceback."""
+    faulthandler.dump_traceback_later(240, exit=True)
+    before = segments_left()
+    yield
+    faulthandler.cancel_dump_traceback_later()
+    for _ in range(100):  # a resource tracker needs a moment to remove what its process left
+        if segments_left() <= before:
+            return
+        time.sleep(0.1)
+    assert segments_left() <= before

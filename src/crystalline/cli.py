@@ -163,15 +163,27 @@ def train(
 )
 @_options(SAMPLING_OPTIONS)
 @click.option("--stop", multiple=True, help=_help("End before this text; repeatable.", "none"))
+@click.option(
+    "--live", is_flag=True, help="Write with the weights of the training that runs there now."
+)
 @click.option("--json", "as_json", is_flag=True, help="Write one JSON object: prompt and text.")
-def generate(folder: str, prompt: str, as_json: bool, threads: int | None, **options: Any) -> None:
+def generate(
+    folder: str, prompt: str, live: bool, as_json: bool, threads: int | None, **options: Any
+) -> None:
     """Write with the model in FOLDER, as it comes, after the prompt.
 
     The prompt is repeated in front, in bold on a terminal; --json keeps the two apart.
     """
+    options = {k: v for k, v in options.items() if v is not None}
+    if live:
+        from crystalline.spheres.live import load_live
+
+        model, step = load_live(folder, threads)
+        click.echo(click.style(f"weights of step {step:,}", dim=True), err=True)
+        _write(model, prompt, as_json, options, {"step": step})
+        return
     from crystalline.inference import load
 
-    options = {k: v for k, v in options.items() if v is not None}
     _write(load(folder, threads), prompt, as_json, options)
 
 
@@ -247,11 +259,17 @@ def _one_of(quiet: bool, as_json: bool) -> None:
         raise click.UsageError("--quiet and --json exclude each other; choose one.")
 
 
-def _write(model: Any, prompt: str, as_json: bool, options: dict[str, Any]) -> None:
-    """The prompt and what the model makes of it, to standard output."""
+def _write(
+    model: Any,
+    prompt: str,
+    as_json: bool,
+    options: dict[str, Any],
+    said: dict[str, Any] | None = None,
+) -> None:
+    """The prompt and what the model makes of it, to standard output; JSON has ``said`` too."""
     pieces = model.stream(prompt, **options)
     if as_json:
-        click.echo(json.dumps({"prompt": prompt, "text": "".join(pieces)}))
+        click.echo(json.dumps({"prompt": prompt, "text": "".join(pieces), **(said or {})}))
         return
     terminal = sys.stdout.isatty()
     click.echo(click.style(prompt, bold=True) if terminal and prompt else prompt, nl=False)
