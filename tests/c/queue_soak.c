@@ -1,5 +1,6 @@
-/* queue_soak PRODUCERS CONSUMERS MESSAGES [CAPACITY]: threads send and receive that many messages, and
- * every one is accounted for.  Prints one line of JSON; exit code 1 when anything is wrong.
+/* queue_soak PRODUCERS CONSUMERS MESSAGES [CAPACITY [pin]]: threads send and receive that many messages,
+ * and every one is accounted for; with `pin` senders stay on CPU 0 and receivers on CPU 1.  Prints
+ * one line of JSON; exit code 1 when anything is wrong.
  *
  * Per producer each consumer sees rising tickets (order), and over all consumers count, sum and sum
  * of mixed tickets are those of 0 .. n - 1 (no loss, no duplicate). */
@@ -10,6 +11,7 @@
 #include <time.h>
 
 #include "crystalline/queue.h"
+#include "system.h"
 
 enum { MOST = 64 };
 
@@ -26,6 +28,7 @@ typedef struct worker {
 } worker;
 
 static cry_queue *queue;
+static int pinned;
 static worker producers[MOST], consumers[MOST];
 
 static uint64_t mix(uint64_t x)
@@ -45,6 +48,7 @@ static void enter_one(account *a, int64_t ticket)
 static void *produce(void *argument)
 {
     worker *w = argument;
+    if (pinned && !cry_pin(0)) w->wrong++;
     for (int64_t i = 0; i < w->messages; i++) {
         cry_message m = {.type = 7, .priority = (uint8_t)(w->number % CRY_PRIORITIES),
                          .sphere = w->number, .ticket = i, .step = -i,
@@ -59,6 +63,7 @@ static void *consume(void *argument)
     worker *w = argument;
     cry_message m;
     cry_queue_status status;
+    if (pinned && !cry_pin(1)) w->wrong++;
     while ((status = cry_queue_receive(queue, &m, -1)) == CRY_QUEUE_OK) {
         int whole = m.sphere >= 0 && m.sphere < MOST && m.type == 7 && m.step == -m.ticket &&
                     m.values[0] == (double)m.ticket && m.values[3] == (double)m.sphere;
@@ -103,8 +108,9 @@ int main(int argc, char **argv)
     int p = argc > 3 ? atoi(argv[1]) : 0, c = argc > 3 ? atoi(argv[2]) : 0;
     int64_t messages = argc > 3 ? atoll(argv[3]) : 0, capacity = argc > 4 ? atoll(argv[4]) : 1024;
     int64_t bytes = cry_queue_bytes(capacity);
+    pinned = argc > 5;
     if (p < 1 || c < 1 || p > MOST || c > MOST || messages < 1 || !bytes) {
-        fprintf(stderr, "usage: queue_soak PRODUCERS CONSUMERS MESSAGES [CAPACITY]\n");
+        fprintf(stderr, "usage: queue_soak PRODUCERS CONSUMERS MESSAGES [CAPACITY [pin]]\n");
         return 2;
     }
     void *memory = aligned_alloc(64, (size_t)bytes);

@@ -21,7 +21,8 @@
 #include "queue_layout.h"
 
 enum {
-    SPINS = 48,
+    SPINS = 64,  /* looks before sleeping, */
+    PAUSES = 16, /* and pauses between two: each look takes the line from who is at work on it */
     SLICE = 100000000, /* nanoseconds a sleeper sleeps before it looks around */
 };
 
@@ -158,20 +159,17 @@ static int undecided(cry_queue_status status)
     return status == CRY_QUEUE_FULL || status == CRY_QUEUE_EMPTY;
 }
 
-static void pause_for(int rounds)
+static void pause_briefly(void)
 {
 #if defined(__SSE__)
-    for (int i = 0; i < rounds; i++) _mm_pause();
-#else
-    (void)rounds;
+    for (int i = 0; i < PAUSES; i++) _mm_pause();
 #endif
 }
 
-/* Looks again and again, ever more rarely: each look takes the slot's line from who is at work. */
 static cry_queue_status spin(cry_queue *q, call *c, cry_queue_status status)
 {
     for (int i = 0; i < SPINS && undecided(status); i++) {
-        pause_for(i < 6 ? 1 << i : 64);
+        pause_briefly();
         status = attempt(q, c);
     }
     return status;
