@@ -7,13 +7,14 @@
  *     READING(h), any state at h + capacity   the head is behind: h was taken, or has no message
  * and while the tail stays t, its slot may hold
  *     FREE(t)                                 room
- *     any other state at t                    the tail is behind
+ *     any other at t, any at t + capacity     the tail is behind
  *     CLAIMED, FULL or READING(t - capacity)  no room
  * Anything else was not written by this file.  Indices come from the handle's own capacity, so that a
  * spoilt word can be an error, but never a write outside the memory.
  *
- * A word never returns to an earlier value, so a compare-and-swap from what was looked at acts on
- * exactly what was looked at.  All of them are sequentially consistent, which costs nothing on x86. */
+ * A word never returns to an earlier value, so a swap from what was looked at acts on exactly what
+ * was looked at.  Two swaps make a send, and two a receive: the claim, which gets the slot to one
+ * owner, and the end's, which is also the fence before the look at the sleepers. */
 #if defined(__SSE__)
 #include <xmmintrin.h>
 #endif
@@ -46,6 +47,18 @@ static uint64_t participant(cry_queue *q, cry_queue_status *status)
     return joined & 0x3fff;
 }
 
+/* The end of a send or receive: gives the slot on in its next state, and tells who sleeps.  Others
+ * may have moved the end on since the claim.  A claim that is no longer there was overwritten. */
+static cry_queue_status give_on(slot *s, uint64_t claim, uint64_t next, _Atomic uint64_t *end,
+                                uint64_t position, atomic_uint *sleepers)
+{
+    if (atomic_load_explicit(&s->word, memory_order_relaxed) != claim) return CRY_QUEUE_CORRUPT;
+    /* Pairs with the swap by which the next one claims the slot, and sees the message in it. */
+    atomic_store_explicit(&s->word, next, memory_order_release);
+    wake(sleepers, move_on(end, position));
+    return CRY_QUEUE_OK;
+}
+
 /* The claim at `position` is ours: the message goes in, or, on a closed queue, the claim back. */
 static cry_queue_status fill(cry_queue *q, int r, uint64_t position, uint64_t claim,
                              const cry_message *message)
@@ -54,14 +67,14 @@ static cry_queue_status fill(cry_queue *q, int r, uint64_t position, uint64_t cl
     slot *s = slot_at(q, r, position);
     /* A receiver that saw the queue closed, and then no claim, has told its caller that nothing will
      * come: this look comes after the claim, so one of the two sees the other. */
-    int closed = atomic_load(&h->closed) != 0;
-    move_on(&h->rings[r].tail, position);
-    if (!closed) s->message = *message;
-    uint64_t done = closed ? word_of(position + q->capacity, FREE, 0) : word_of(position, FULL, 0);
-    if (!swap(&s->word, claim, done)) return CRY_QUEUE_CORRUPT;
-    if (closed) atomic_fetch_add(&h->withdrawn, 1);
-    wake(&h->filled);
-    return closed ? CRY_QUEUE_CLOSED : CRY_QUEUE_OK;
+    if (atomic_load(&h->closed)) {
+        atomic_fetch_add(&h->withdrawn, 1);
+        give_on(s, claim, word_of(position + q->capacity, FREE, 0), &h->rings[r].tail, position,
+                &h->filled);
+        return CRY_QUEUE_CLOSED;
+    }
+    s->message = *message;
+    return give_on(s, claim, word_of(position, FULL, 0), &h->rings[r].tail, position, &h->filled);
 }
 
 static cry_queue_status try_send(cry_queue *q, call *c)
@@ -81,7 +94,7 @@ static cry_queue_status try_send(cry_queue *q, call *c)
         if (ahead == 0 && state == FREE) {
             uint64_t claim = word_of(tail, CLAIMED, me);
             if (swap(&s->word, word, claim)) return fill(q, r, tail, claim, c->in);
-        } else if (ahead == 0) {
+        } else if (ahead == 0 || ahead == q->capacity) {
             move_on(&ends->tail, tail);
         } else if (ahead == (-q->capacity & CRY_POSITIONS) && state != FREE) {
             if (state == READING) c->blocker = word;
@@ -90,19 +103,6 @@ static cry_queue_status try_send(cry_queue *q, call *c)
             return CRY_QUEUE_CORRUPT;
         }
     }
-}
-
-/* The message at `position` is ours to take. */
-static cry_queue_status empty(cry_queue *q, int r, uint64_t position, uint64_t claim,
-                              cry_message *message)
-{
-    header *h = q->shared;
-    slot *s = slot_at(q, r, position);
-    move_on(&h->rings[r].head, position);
-    *message = s->message;
-    if (!swap(&s->word, claim, word_of(position + q->capacity, FREE, 0))) return CRY_QUEUE_CORRUPT;
-    wake(&h->freed);
-    return CRY_QUEUE_OK;
 }
 
 static cry_queue_status try_ring(cry_queue *q, int r, uint64_t me, call *c)
@@ -121,11 +121,12 @@ static cry_queue_status try_ring(cry_queue *q, int r, uint64_t me, call *c)
         }
         if (ahead == 0 && state == FULL) {
             uint64_t claim = word_of(head, READING, me);
-            if (swap(&s->word, word, claim)) return empty(q, r, head, claim, c->out);
-        } else if (ahead == 0) {
+            if (!swap(&s->word, word, claim)) continue;
+            *c->out = s->message;
+            return give_on(s, claim, word_of(head + q->capacity, FREE, 0), &ends->head, head,
+                           &q->shared->freed);
+        } else if (ahead == 0 || ahead == q->capacity) {
             move_on(&ends->head, head);
-        } else if (ahead == q->capacity) {
-            if (move_on(&ends->head, head)) atomic_fetch_add(&q->shared->passed, 1);
         } else if (ahead == (-q->capacity & CRY_POSITIONS) && state == READING) {
             return CRY_QUEUE_EMPTY;
         } else if (atomic_load(&ends->head) == head) {
@@ -242,6 +243,6 @@ cry_queue_status cry_queue_receive(cry_queue *q, cry_message *message, int64_t n
 void cry_queue_close(cry_queue *q)
 {
     atomic_store(&q->shared->closed, 1);
-    wake(&q->shared->filled);
-    wake(&q->shared->freed);
+    wake(&q->shared->filled, 0);
+    wake(&q->shared->freed, 0);
 }

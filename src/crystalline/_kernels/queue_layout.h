@@ -34,9 +34,8 @@ typedef struct header {
      * at the slots again, read by who has changed a slot. */
     _Alignas(64) atomic_uint filled;
     _Alignas(64) atomic_uint freed;
-    /* withdrawn: claims given back since the queue was closed; passed: slots without a message that
-     * a head has moved over.  The others are those of cry_queue_counters. */
-    _Alignas(64) _Atomic uint64_t dropped, skipped, lost, withdrawn, passed;
+    /* As in cry_queue_counters; withdrawn: claims given back since the queue was closed. */
+    _Alignas(64) _Atomic uint64_t dropped, skipped, lost, withdrawn;
     /* Start time and number of each process that joined; 0 where nobody has. */
     _Alignas(64) _Atomic uint64_t participants[CRY_PARTICIPANTS];
     ring rings[CRY_PRIORITIES];
@@ -72,17 +71,21 @@ static inline int swap(_Atomic uint64_t *word, uint64_t from, uint64_t to)
     return atomic_compare_exchange_strong(word, &from, to);
 }
 
-/* Moves a head or tail on that stands at `position`; 0 when another has done so. */
+/* Moves a head or tail on that stands at `position`; 0 when another has done so, and nothing was
+ * swapped. */
 static inline int move_on(_Atomic uint64_t *end, uint64_t position)
 {
     uint64_t at = atomic_load(end);
     return ((at ^ position) & CRY_POSITIONS) == 0 && swap(end, at, at + 1);
 }
 
-static inline void wake(atomic_uint *sleepers)
+/* After a slot's word was changed.  Who goes to sleep makes the sleepers' word odd and then looks at
+ * the slots; here the change comes first and then the look at the sleepers' word, which must not
+ * overtake it.  A swap in between is the fence (`fenced`); without one, the look is made a swap. */
+static inline void wake(atomic_uint *sleepers, int fenced)
 {
-    unsigned seen = atomic_load(sleepers);
-    /* When the swap fails another has woken them since, and they will find what we did. */
+    unsigned seen = fenced ? atomic_load(sleepers) : atomic_fetch_or(sleepers, 0);
+    /* When this swap fails another has woken them since, and they will find what we did. */
     if (seen & 1 && atomic_compare_exchange_strong(sleepers, &seen, seen + 1))
         cry_wake_shared(sleepers);
 }

@@ -50,8 +50,8 @@ int cry_queue_reap(cry_queue *q, int r, uint64_t word)
     move_on(claimed ? &h->rings[r].tail : &h->rings[r].head, position);
     if (swap(&s->word, word, word_of(position + q->capacity, FREE, 0)))
         atomic_fetch_add(claimed ? &h->skipped : &h->lost, 1);
-    wake(&h->filled);
-    wake(&h->freed);
+    wake(&h->filled, 0);
+    wake(&h->freed, 0);
     return 1;
 }
 
@@ -153,23 +153,31 @@ int cry_queue_closed(const cry_queue *q) { return atomic_load(&q->shared->closed
 
 int64_t cry_queue_capacity(const cry_queue *q) { return (int64_t)q->capacity; }
 
+/* Positions from head to tail at which there will be no message: their claims were taken back. */
+static int64_t gaps(const cry_queue *q, int r, uint64_t head, uint64_t tail)
+{
+    int64_t count = 0;
+    for (uint64_t p = head; p < tail && p - head < q->capacity; p++)
+        count += ((position_of(atomic_load(&slot_at(q, r, p)->word)) - p) & CRY_POSITIONS) ==
+                 q->capacity;
+    return count;
+}
+
 cry_queue_counters cry_queue_count(const cry_queue *q)
 {
     header *h = q->shared;
     cry_queue_counters c = {.dropped = atomic_load(&h->dropped),
                             .skipped = atomic_load(&h->skipped),
                             .lost = atomic_load(&h->lost)};
-    int64_t sent = 0, received = 0;
+    int64_t none = (int64_t)(c.skipped + atomic_load(&h->withdrawn));
+    int64_t sent = -none, received = -none - (int64_t)c.lost;
     for (int r = 0; r < CRY_PRIORITIES; r++) {
-        int64_t head = (int64_t)atomic_load(&h->rings[r].head);
-        int64_t tail = (int64_t)atomic_load(&h->rings[r].tail);
-        c.depth[r] = tail > head ? tail - head : 0;
-        sent += tail;
-        received += head;
+        uint64_t head = atomic_load(&h->rings[r].head), tail = atomic_load(&h->rings[r].tail);
+        int64_t ahead = gaps(q, r, head, tail), depth = (int64_t)(tail - head) - ahead;
+        c.depth[r] = depth > 0 ? depth : 0;
+        sent += (int64_t)tail;
+        received += (int64_t)head + ahead;
     }
-    /* Positions without a message are taken off: those never filled, those a head has passed. */
-    sent -= (int64_t)(c.skipped + atomic_load(&h->withdrawn));
-    received -= (int64_t)(c.lost + atomic_load(&h->passed));
     c.sent = sent > 0 ? (uint64_t)sent : 0;
     c.received = received > 0 ? (uint64_t)received : 0;
     return c;
