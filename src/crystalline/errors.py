@@ -31,6 +31,18 @@ class NumericsError(CrystallineError):
     """Training produced a value that is not finite; the last checkpoint is untouched."""
 
 
+class QueueClosed(CrystallineError):
+    """The queue was closed; for a receiver: and nothing is left in it."""
+
+
+class QueueCorrupt(CrystallineError):
+    """The memory is not a queue, or something else has written to it."""
+
+
+class QueueAlone(CrystallineError):
+    """Every other process that joined the queue is dead: waiting would never end."""
+
+
 class Interrupted(CrystallineError):
     """Training was stopped by a signal after its checkpoint was written."""
 

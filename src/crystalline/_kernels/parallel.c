@@ -34,12 +34,6 @@ typedef struct worker_start {
     int thread;
 } worker_start;
 
-static atomic_uint fork_generation;
-static pthread_once_t watch_once = PTHREAD_ONCE_INIT;
-
-static void in_child(void) { atomic_fetch_add(&fork_generation, 1); }
-static void watch_forks(void) { pthread_atfork(0, 0, in_child); }
-
 /* The mode of all our arithmetic from here on; returns the one to be restored. */
 static unsigned enter_mode(void)
 {
@@ -177,7 +171,7 @@ static void start_workers(cry_pool *pool)
         pool->workers++;
     }
     pthread_sigmask(SIG_SETMASK, &before, 0);
-    pool->generation = atomic_load(&fork_generation);
+    pool->generation = atomic_load(&cry_fork_generation);
 }
 
 /* After a fork the child has the pool's memory, as it happened to be, and none of its threads. */
@@ -193,7 +187,7 @@ static void restart_in_child(cry_pool *pool)
 cry_pool *cry_pool_new(int threads, const int *cpus)
 {
     if (threads < 1) return 0;
-    pthread_once(&watch_once, watch_forks);
+    cry_watch_forks();
     cry_pool *pool = aligned_alloc(64, (sizeof *pool + 63) / 64 * 64);
     if (!pool) return 0;
     memset(pool, 0, sizeof *pool);
@@ -217,7 +211,7 @@ cry_pool *cry_pool_new(int threads, const int *cpus)
 void cry_pool_free(cry_pool *pool)
 {
     if (!pool) return;
-    if (pool->workers && pool->generation == atomic_load(&fork_generation)) {
+    if (pool->workers && pool->generation == atomic_load(&cry_fork_generation)) {
         atomic_store(&pool->stop, 1);
         atomic_fetch_add(&pool->region, 1);
         cry_wake_all(&pool->region);
@@ -271,7 +265,7 @@ void cry_run(const cry_team *team, int64_t tasks, cry_task *task, void *context)
 {
     cry_pool *pool = team->pool;
     unsigned mode = enter_mode();
-    if (pool && tasks > 1 && pool->generation != atomic_load(&fork_generation))
+    if (pool && tasks > 1 && pool->generation != atomic_load(&cry_fork_generation))
         restart_in_child(pool);
     if (pool && tasks <= (int64_t)TAKEN_MASK) run_region(pool, team->threads, tasks, task, context);
     else

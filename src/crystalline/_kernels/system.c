@@ -1,10 +1,13 @@
 /* How many CPUs this process may use (its affinity mask, cut by every cgroup quota above it), staying
- * on one of them, sleeping on a word, and whether another process is alive. */
+ * on one of them, sleeping on a word, whether another process is alive, and forks. */
 #define _GNU_SOURCE
+#include <errno.h>
 #include <limits.h>
 #include <linux/futex.h>
 #include <linux/mempolicy.h>
+#include <pthread.h>
 #include <sched.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -46,9 +49,10 @@ int64_t cry_nanoseconds(void)
 uint64_t cry_process_start(int64_t pid)
 {
     char path[64], line[1024];
+    if (pid <= 0) return 0;
     snprintf(path, sizeof path, "/proc/%lld/stat", (long long)pid);
     FILE *f = fopen(path, "r");
-    if (!f) return 0;
+    if (!f) return kill((pid_t)pid, 0) == 0 || errno != ESRCH ? CRY_START_UNKNOWN : 0;
     size_t length = fread(line, 1, sizeof line - 1, f);
     fclose(f);
     line[length] = 0;
@@ -61,6 +65,13 @@ uint64_t cry_process_start(int64_t pid)
         return 0;
     return state == 'Z' || state == 'X' ? 0 : start;
 }
+
+atomic_uint cry_fork_generation;
+static pthread_once_t watch_once = PTHREAD_ONCE_INIT;
+
+static void in_child(void) { atomic_fetch_add(&cry_fork_generation, 1); }
+static void watch_forks(void) { pthread_atfork(0, 0, in_child); }
+void cry_watch_forks(void) { pthread_once(&watch_once, watch_forks); }
 
 int cry_pin(int cpu)
 {
