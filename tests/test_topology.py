@@ -122,6 +122,13 @@ def test_frequencies_tell_where_nothing_else_does(tmp_path: Path) -> None:
     assert Topology.detect(tmp_path).classes == (1.0,)
 
 
+def test_three_classes_each_as_wide_as_the_others(tmp_path: Path) -> None:
+    write_tree(tmp_path, RECORDS["smt-8-mask-3"])
+    for number, capacity in ((2, 1000), (3, 800), (10, 760)):
+        (tmp_path / SYSTEM / f"cpu/cpu{number}/cpu_capacity").write_text(f"{capacity}\n")
+    assert [cpu.capacity for cpu in Topology.detect(tmp_path).cpus] == [1.0, 0.8, 0.8]
+
+
 # --- What it amounts to.
 
 
@@ -198,6 +205,11 @@ def test_two_sockets() -> None:
     assert {cpu.package for cpu in far[:2]} == {0, 1}
     assert len({cpu.l3 for cpu in near[:8]}) == 1 and len({cpu.l3 for cpu in far[:12]}) == 12
     assert len({cpu.package for cpu in near[:48]}) == 1
+
+
+def test_nodes_of_one_package_take_turns_before_their_l3s() -> None:
+    t = Topology(tuple(Cpu(n, n, 0, n // 4, n // 2) for n in range(8)))
+    assert [cpu.number for cpu in t.order(compact=False)] == [0, 4, 2, 6, 1, 5, 3, 7]
 
 
 def test_compact_begins_where_most_cores_are() -> None:
