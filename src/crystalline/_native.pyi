@@ -88,7 +88,14 @@ class Team(Pool):
         inverse: bool = False,
     ) -> None: ...
     def attention(
-        self, out: _Floats, lse: _Floats, qkv: _Floats, T: int, H: int, K: int
+        self,
+        out: _Floats,
+        lse: _Floats,
+        qkv: _Floats,
+        T: int,
+        H: int,
+        K: int,
+        lengths: _Starts | None = None,
     ) -> None: ...
     def attention_bwd(
         self,
@@ -100,6 +107,7 @@ class Team(Pool):
         T: int,
         H: int,
         K: int,
+        lengths: _Starts | None = None,
     ) -> None: ...
     def attention_cached(
         self, out: _Floats, qkv: _Floats, keys: _Floats, values: _Floats, H: int, position: int

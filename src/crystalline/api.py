@@ -73,7 +73,8 @@ def train(
     Raises UsageError for bad arguments or data, CheckpointError, NumericsError, and Interrupted
     after a signal, when the checkpoint has been written.
     """
-    with training(paths, out, resume=resume, config=config, on_event=on_event, **options) as trainer:
+    said = {"resume": resume, "config": config, "on_event": on_event, **options}
+    with training(paths, out, **said) as trainer:
         trainer.run()
         threads = trainer.team.threads
     return load(out, threads=threads)

@@ -69,8 +69,8 @@ class Batches:
         return whole * self._sequences + round((epochs - whole) * self._sequences)
 
     def batch(self, first: int) -> tuple[Rows, Rows]:
-        """From sequence ``first`` of the stream: ids int32 (B, T) and targets int32 (B, T), -1 where
-        padding is not to be learnt."""
+        """From sequence ``first`` of the stream on: ids int32 (B, T), targets int32 (B, T) with -1
+        where padding is not to be learnt."""
         windows = [self._window(first + row) for row in range(self._batch_size)]
         return _gather(self._split, windows, self._batch_size, self._seq_len)
 

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import click
 
 from crystalline import __version__
-from crystalline.config import PRESETS
+from crystalline.config import PRESETS, STRATEGIES
 from crystalline.errors import tame
 
 SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
@@ -97,6 +97,31 @@ def cli(context: click.Context) -> None:
 )
 @_options(SIZE_OPTIONS)
 @click.option(
+    "--hierarchy-depth",
+    type=click.Choice(["auto", "1", "2", "3"]),
+    help=_help("How finely the 12 spheres divide their work: 12, 144 or 1728 leaves.", "auto"),
+)
+@click.option(
+    "--work-stealing/--no-work-stealing",
+    default=None,
+    help=_help("Threads take over what others have not begun.", "they do"),
+)
+@click.option(
+    "--recursive-spawning/--no-recursive-spawning",
+    default=None,
+    help=_help("With depth auto, spheres get children while training is uneven.", "they do"),
+)
+@click.option(
+    "--thread-allocation",
+    type=click.Choice(STRATEGIES),
+    help=_help("How the spheres are laid out over threads and CPUs.", "auto"),
+)
+@click.option(
+    "--pin/--no-pin",
+    default=None,
+    help=_help("Keep each thread on its CPU.", "only where all CPUs are used"),
+)
+@click.option(
     "--val",
     type=click.Path(),
     multiple=True,
@@ -152,6 +177,8 @@ def train(
 
     if not options["val"]:  # an empty list would hide the file's
         options["val"] = None
+    if (options["hierarchy_depth"] or "auto") != "auto":
+        options["hierarchy_depth"] = int(options["hierarchy_depth"])
     with display(quiet, as_json) as show:
         api.train(paths or None, out, resume=resume, config=config, on_event=show, **options)
 

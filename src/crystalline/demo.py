@@ -11,7 +11,7 @@ from pathlib import Path
 from crystalline import api
 from crystalline.checkpoint import CHECKSUMS, COMMIT, load_training
 from crystalline.inference import Model, load
-from crystalline.trainer import OnEvent
+from crystalline.training import OnEvent
 
 TEXT = "tinyshakespeare.txt"
 

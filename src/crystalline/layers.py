@@ -34,6 +34,7 @@ class Workspace:
     groups: NDArray[np.int64]  # 13 row starts
     ids: NDArray[np.int32]  # (R,)
     targets: NDArray[np.int32]  # (R,), -1 where there is no loss
+    lengths: NDArray[np.int64]  # (B,), rows of each sequence up to its last target
     T: int
     scale: float = 1.0  # of the loss, for its gradient
     accumulate: bool = False  # add to the gradients rather than set them
@@ -96,7 +97,7 @@ class Attention:
         team.rmsnorm(h, s.a[a + "r1"], x, s.w[self.w + "input_layernorm.weight"], c.norm_eps)
         team.matmul(qkv, h, s.w[self.w + "self_attn.qkv"])
         team.rope(qkv, s.cosine, s.sine, c.heads + c.kv_heads, s.T)
-        team.attention(s.a[a + "att"], s.a[a + "lse"], qkv, s.T, c.heads, c.kv_heads)
+        team.attention(s.a[a + "att"], s.a[a + "lse"], qkv, s.T, c.heads, c.kv_heads, s.lengths)
         team.matmul(s.a[a + "mid"], s.a[a + "att"], s.w[self.w + "self_attn.o_proj.weight"], x)
 
     def backward(self, s: Workspace) -> None:
@@ -106,7 +107,7 @@ class Attention:
         team.matmul_dw(s.g[out], dx, s.a[a + "att"], s.groups, accumulate=more)
         team.matmul_dx(datt, dx, s.w[out])
         team.attention_bwd(
-            dqkv, datt, s.a[a + "att"], qkv, s.a[a + "lse"], s.T, c.heads, c.kv_heads
+            dqkv, datt, s.a[a + "att"], qkv, s.a[a + "lse"], s.T, c.heads, c.kv_heads, s.lengths
         )
         team.rope(dqkv, s.cosine, s.sine, c.heads + c.kv_heads, s.T, inverse=True)
         fused = self.w + "self_attn.qkv"

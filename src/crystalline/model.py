@@ -113,7 +113,8 @@ class Decoder:
             config=c, team=team, w=weights.fused, g=gradients.fused if gradients else {},
             a=_views(activation_shapes(c, B, T, gradients is not None)),
             cosine=cosine, sine=sine, groups=starts * T,
-            ids=np.zeros(B * T, np.int32), targets=np.zeros(B * T, np.int32), T=T,
+            ids=np.zeros(B * T, np.int32), targets=np.zeros(B * T, np.int32),
+            lengths=np.full(B, T, np.int64), T=T,
         )  # fmt: skip
         self.steps = decoder_steps(c, gradients is not None)
         self.group_losses = [0.0] * GROUPS  # of the last batch
@@ -126,6 +127,9 @@ class Decoder:
             )
         self.space.ids[...] = ids[self.order].reshape(-1)
         self.space.targets[...] = targets[self.order].reshape(-1)
+        # What comes after a sequence's last target can change nothing: attention leaves it out.
+        learnt = self.space.targets.reshape(self.B, self.T) >= 0
+        self.space.lengths[...] = np.where(learnt, np.arange(1, self.T + 1), 0).max(1)
 
     def _loss(self) -> float:
         """The sum of the losses: in a group in row order, then by the tree of the groups."""

@@ -24,8 +24,12 @@ class Pacing:
         self._paused_at = 0.0
 
     def aim(
-        self, deadline: float, course: Course, step: Callable[[], object], validate: Callable[[], object]
-    ) -> Course:  # fmt: skip
+        self,
+        deadline: float,
+        course: Course,
+        step: Callable[[], object],
+        validate: Callable[[], object],
+    ) -> Course:
         """The course that is over at ``deadline`` (time.monotonic); measures by doing some steps
         whose results are thrown away, and a validation."""
         self.deadline = deadline

@@ -102,7 +102,7 @@ class Training:
         try:
             recipe = Recipe(**state["recipe"])
             known = dict(state["progress"])
-            # Before batches could change their size, the place in the stream followed from the step.
+            # Before batches could change their size, the place in the text followed from the step.
             known.setdefault("sequences", known["step"] * recipe.sequences)
             progress = Progress(**{**known, "course": Course(**state["course"])})
             updates, commands = int(state["updates"]), list(state.get("commands", []))

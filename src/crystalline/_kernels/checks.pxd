@@ -36,3 +36,10 @@ cdef inline cry_attention _shape(str op, const float[:, ::1] qkv, int64_t T, int
     shape.T, shape.H, shape.K, shape.head_dim = T, H, K, qkv.shape[1] // heads
     shape.scale = <float> ((<double> shape.head_dim) ** -0.5)
     return shape
+
+
+cdef inline const int64_t *_lengths(str op, const int64_t[::1] lengths, int64_t B) except? NULL:
+    if lengths is None:
+        return NULL
+    _same(op, "lengths", lengths.shape[0], "the number of sequences", B)
+    return &lengths[0] if B else NULL

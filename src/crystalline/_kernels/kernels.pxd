@@ -70,10 +70,11 @@ cdef extern from "crystalline/kernels.h" nogil:
                         int64_t R, int64_t stride, int64_t heads, int64_t head_dim,
                         int64_t position, int64_t T, int inverse)
     cry_status cry_attention_fwd(const cry_team *team, float *out, float *lse, const float *qkv,
-                                 int64_t B, const cry_attention *shape)
+                                 int64_t B, const cry_attention *shape,
+                                 const int64_t *lengths)
     cry_status cry_attention_bwd(const cry_team *team, float *dqkv, const float *dout,
                                  const float *out, const float *qkv, const float *lse, int64_t B,
-                                 const cry_attention *shape)
+                                 const cry_attention *shape, const int64_t *lengths)
     cry_status cry_attention_with_cache(const cry_team *team, float *out, const float *qkv,
                                         float *keys, float *values, const cry_attention *shape,
                                         int64_t rows, int64_t position, int64_t capacity)

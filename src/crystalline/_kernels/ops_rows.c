@@ -1,4 +1,4 @@
-/* Everything that works along rows, over the team: norms, rotary positions, attention, SwiGLU,
+/* Everything that works along rows, over the team: norms, rotary positions, SwiGLU,
  * embedding.  Rows are cut in small spans; sums over tokens are cut by group or by output. */
 #include "parallel.h"
 
@@ -10,7 +10,6 @@ typedef struct rows_job {
     float eps;
     int inverse;
     const cry_branch *branches;
-    const cry_attention *shape;
 } rows_job;
 
 /* Spans of rows so that a task touches about 16 K floats. */
@@ -132,84 +131,5 @@ cry_status cry_swiglu_bwd(const cry_team *team, float *dgu, const float *dact, c
     if (R < 0 || F <= 0) return CRY_BAD_SHAPE;
     rows_job job = {.team = team, .out = dgu, .in = dact, .in2 = gu, .D = F};
     run_rows(&job, R, 2 * F, swiglu_bwd_task);
-    return CRY_OK;
-}
-
-static int shape_ok(const cry_attention *c)
-{
-    return c->T > 0 && c->K > 0 && c->H > 0 && c->H % c->K == 0 && c->head_dim > 0;
-}
-
-/* Scratch of one thread: see the layouts in attention.h. */
-enum { SCORES = 48 * 64 };
-
-int64_t cry_need_attention(const cry_attention *c, int backward)
-{
-    int64_t tp = cry_ceil(c->T, 64) * 64, wide = cry_ceil(c->head_dim, 32) * 32;
-    if (!backward) return cry_round64(c->head_dim * tp + c->T * wide + SCORES);
-    return cry_round64(2 * c->head_dim * tp + 3 * c->T * wide + cry_round64(c->T) + 2 * SCORES);
-}
-
-static void attention_task(void *context, int64_t task, int thread)
-{
-    const rows_job *w = context;
-    const cry_attention *c = w->shape;
-    int64_t b = task / c->K, ld = (c->H + 2 * c->K) * c->head_dim, ldo = c->H * c->head_dim;
-    w->team->kernels->attention(w->out + b * c->T * ldo, w->out2 + b * c->H * c->T,
-                                w->in + b * c->T * ld, c, task % c->K,
-                                w->team->scratch + thread * w->team->scratch_len);
-}
-
-cry_status cry_attention_fwd(const cry_team *team, float *out, float *lse, const float *qkv, int64_t B,
-                             const cry_attention *shape)
-{
-    if (B < 0 || !shape_ok(shape)) return CRY_BAD_SHAPE;
-    if (team->scratch_len < cry_need_attention(shape, 0)) return CRY_NO_SCRATCH;
-    rows_job job = {.team = team, .out = out, .out2 = lse, .in = qkv, .shape = shape};
-    cry_run(team, B * shape->K, attention_task, &job);
-    return CRY_OK;
-}
-
-static void attention_bwd_task(void *context, int64_t task, int thread)
-{
-    const rows_job *w = context;
-    const cry_attention *c = w->shape;
-    int64_t b = task / c->K, ld = (c->H + 2 * c->K) * c->head_dim, ldo = c->H * c->head_dim;
-    w->team->kernels->attention_bwd(w->out + b * c->T * ld, w->in + b * c->T * ldo,
-                                    w->in2 + b * c->T * ldo, w->in3 + b * c->T * ld,
-                                    w->in4 + b * c->H * c->T, c, task % c->K,
-                                    w->team->scratch + thread * w->team->scratch_len);
-}
-
-cry_status cry_attention_bwd(const cry_team *team, float *dqkv, const float *dout, const float *out,
-                             const float *qkv, const float *lse, int64_t B, const cry_attention *shape)
-{
-    if (B < 0 || !shape_ok(shape)) return CRY_BAD_SHAPE;
-    if (team->scratch_len < cry_need_attention(shape, 1)) return CRY_NO_SCRATCH;
-    rows_job job = {.team = team, .out = dqkv, .in = dout, .in2 = out, .in3 = qkv, .in4 = lse,
-                    .shape = shape};
-    cry_run(team, B * shape->K, attention_bwd_task, &job);
-    return CRY_OK;
-}
-
-static void cached_task(void *context, int64_t task, int thread)
-{
-    const rows_job *w = context;
-    w->team->kernels->attention_cached(w->out, w->in, w->out2, w->out3, w->shape,
-                                       task, w->rows, w->position, w->stride,
-                                       w->team->scratch + thread * w->team->scratch_len);
-}
-
-cry_status cry_attention_with_cache(const cry_team *team, float *out, const float *qkv, float *keys,
-                                    float *values, const cry_attention *shape, int64_t rows,
-                                    int64_t position, int64_t capacity)
-{
-    if (!shape_ok(shape) || rows < 0 || position < 0 || capacity % 64 || rows > capacity ||
-        position > capacity - rows)
-        return CRY_BAD_SHAPE;
-    if (team->scratch_len < SCORES) return CRY_NO_SCRATCH;
-    rows_job job = {.team = team, .out = out, .in = qkv, .out2 = keys, .out3 = values, .shape = shape,
-                    .rows = rows, .position = position, .stride = capacity};
-    cry_run(team, shape->K, cached_task, &job);
     return CRY_OK;
 }

@@ -194,22 +194,27 @@ cdef class Team(Pool):
         self._leave("rope", status)
 
     def attention(self, float[:, ::1] out, float[::1] lse, const float[:, ::1] qkv, int64_t T,
-                  int64_t H, int64_t K):
-        """out (B T, H Dh), lse (B H T) from qkv (B T, (H + 2 K) Dh): causal, grouped queries."""
+                  int64_t H, int64_t K, const int64_t[::1] lengths=None):
+        """out (B T, H Dh), lse (B H T) from qkv (B T, (H + 2 K) Dh): causal, grouped queries.
+
+        Rows of sequence b from lengths (B)[b] on are padding: their out is zero.
+        """
         cdef cry_status status
         cdef cry_attention shape = _shape("attention", qkv, T, H, K)
         _same("attention", "rows of out", out.shape[0], "rows of qkv", qkv.shape[0])
         _same("attention", "columns of out", out.shape[1], "heads x width", H * shape.head_dim)
         _same("attention", "entries of lse", lse.shape[0], "rows x heads", qkv.shape[0] * H)
+        cdef const int64_t *ends = _lengths("attention", lengths, qkv.shape[0] // T)
         self._reserve(0, cry_need_attention(&shape, 0))
         self._enter()
         with nogil:
             status = cry_attention_fwd(&self.c, &out[0, 0], &lse[0], &qkv[0, 0], qkv.shape[0] // T,
-                                       &shape)
+                                       &shape, ends)
         self._leave("attention", status)
 
     def attention_bwd(self, float[:, ::1] dqkv, const float[:, ::1] dout, const float[:, ::1] out,
-                      const float[:, ::1] qkv, const float[::1] lse, int64_t T, int64_t H, int64_t K):
+                      const float[:, ::1] qkv, const float[::1] lse, int64_t T, int64_t H, int64_t K,
+                      const int64_t[::1] lengths=None):
         """dqkv, shaped like qkv, from dout, shaped like out, and what ``attention`` was given."""
         cdef cry_status status
         cdef cry_attention shape = _shape("attention_bwd", qkv, T, H, K)
@@ -220,11 +225,12 @@ cdef class Team(Pool):
             _same("attention_bwd", "columns of out or dout", columns, "heads x width",
                   H * shape.head_dim)
         _same("attention_bwd", "entries of lse", lse.shape[0], "rows x heads", qkv.shape[0] * H)
+        cdef const int64_t *ends = _lengths("attention_bwd", lengths, qkv.shape[0] // T)
         self._reserve(0, cry_need_attention(&shape, 1))
         self._enter()
         with nogil:
             status = cry_attention_bwd(&self.c, &dqkv[0, 0], &dout[0, 0], &out[0, 0], &qkv[0, 0],
-                                       &lse[0], qkv.shape[0] // T, &shape)
+                                       &lse[0], qkv.shape[0] // T, &shape, ends)
         self._leave("attention_bwd", status)
 
     def attention_cached(self, float[:, ::1] out, const float[:, ::1] qkv, float[:, :, ::1] keys,

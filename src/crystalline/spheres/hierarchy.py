@@ -33,7 +33,7 @@ class Quota:
 
 @dataclass(frozen=True)
 class Leaf:
-    """A sphere, or a child, that takes tasks: parts begin .. end of 1728, thread ``owner`` first."""
+    """A sphere or child that takes tasks: those of parts begin .. end of 1728, ``owner`` first."""
 
     sphere: int
     begin: int
@@ -44,9 +44,9 @@ class Leaf:
 class SphereHierarchy:
     """Which leaves each of the 12 spheres has, and which thread owns each.
 
-    ``depth`` is 1 (the spheres work themselves), 2 (12 children each), 3 (144 grandchildren each) or
-    "auto", the least that gives every thread about as much to do; only then does ``adapt`` change
-    it.  Raises UsageError for other depths, and where the quota is exceeded.
+    ``depth`` is 1 (the spheres work themselves), 2 (12 children each), 3 (144 grandchildren each)
+    or "auto", the least that gives every thread about as much to do; only then does ``adapt``
+    change it.  Raises UsageError for other depths, and where the quota is exceeded.
     """
 
     def __init__(
@@ -54,6 +54,8 @@ class SphereHierarchy:
     ) -> None:
         self.allocation, self.quota = allocation, quota or Quota()
         self.automatic = depth == "auto"
+        self.depths: list[int] = []
+        self.leaves: tuple[Leaf, ...] = ()
         if allocation.threads > self.quota.threads:
             raise UsageError(
                 f"threads is {allocation.threads}, but the quota is {self.quota.threads}; "
@@ -67,7 +69,7 @@ class SphereHierarchy:
                 depth -= 1
         self._set([self._allowed(depth)] * GROUPS)
 
-    # --- what there is ------------------------------------------------------------------------------
+    # --- what there is ----------------------------------------------------------------------------
 
     @property
     def depth(self) -> int:
@@ -113,7 +115,7 @@ class SphereHierarchy:
             order[thread] = np.lexsort((behind, kind))
         return order
 
-    # --- change -------------------------------------------------------------------------------------
+    # --- change -----------------------------------------------------------------------------------
 
     def spawn(self, sphere: int | None = None) -> None:
         """Gives ``sphere``, or every one, 12 children for each of its leaves.  UsageError where the
@@ -174,7 +176,7 @@ class SphereHierarchy:
         team.arrange(begin, self.owners(), self.order(), steal)
 
     def _bytes(self, depths: Sequence[int]) -> int:
-        leaves = sum(GROUPS ** (depth - 1) for depth in depths)
+        leaves: int = sum(GROUPS ** (depth - 1) for depth in depths)
         return leaves * (LEAF_BYTES + 4 * self.allocation.threads)
 
     def _allowed(self, depth: int) -> int:

@@ -114,7 +114,7 @@ class NodeZero:
         # A daemon, so that a program can end; at its end it is stopped properly, by _at_exit.
         self._thread = threading.Thread(target=self._run, name="node-zero", daemon=True)
 
-    # --- the handle: called from any thread ---------------------------------------------------------
+    # --- the handle: called from any thread -------------------------------------------------------
 
     def start(self) -> None:
         """Starts the thread and lets it run."""
@@ -225,7 +225,7 @@ class NodeZero:
     ) -> Future[Any]:  # fmt: skip
         number, answer = next(self._numbers), Future[Any]()
         self._tickets[number] = answer
-        message = SphereMessage(kind, priority=priority, sphere=sphere, ticket=number, values=values)
+        message = SphereMessage(kind, priority, sphere, number, values=values)
         # The control thread cannot wait for itself to make room.
         timeout = 0.0 if threading.current_thread() is self._thread else None
         try:
@@ -250,7 +250,7 @@ class NodeZero:
             self.request_stop()
             self._thread.join()
 
-    # --- the thread ---------------------------------------------------------------------------------
+    # --- the thread -------------------------------------------------------------------------------
 
     def _run(self) -> None:
         try:
@@ -283,7 +283,7 @@ class NodeZero:
                 SphereMessage(
                     MessageType[command["command"]], sphere=command["sphere"],
                     values=command["values"],
-                )  # fmt: skip
+                )
             )
         while self.state is not State.STOPPING:
             paused = self.state is State.PAUSED
@@ -313,7 +313,7 @@ class NodeZero:
                 Command(
                     step=step, command=kind.name, sphere=message.sphere,
                     values=list(message.values),
-                )  # fmt: skip
+                )
             )
         if answer is not None:
             answer.set_result(result if kind is MessageType.STATS else step)
@@ -346,7 +346,8 @@ class NodeZero:
         try:
             self._driver.close()
         except BaseException as error:
-            self.error, self.traceback = self.error or error, self.traceback or traceback.format_exc()
+            self.error = self.error or error
+            self.traceback = self.traceback or traceback.format_exc()
         self.state = State.FAILED if self.error is not None else State.STOPPED
         step = self._driver.step_number
         if self.error is not None:

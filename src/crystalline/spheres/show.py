@@ -47,7 +47,7 @@ class Show:
                 "steal": trainer.crew.steal, "pinned": trainer.team.cpus is not None,
                 **{k: self.event[k] for k in kept if k in self.event},
                 **trainer.stats.snapshot(),
-            }  # fmt: skip
+            }
         )
 
     def close(self) -> None:

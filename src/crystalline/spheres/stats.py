@@ -106,7 +106,7 @@ class SphereStats:
                 ThreadRow(
                     t, cpu, tuple(sorted(set(owned[t]))), len(owned[t]), tasks, stolen, busy,
                     waited, outside,
-                )  # fmt: skip
+                )
             )
         return rows
 
@@ -127,7 +127,7 @@ class SphereStats:
                     g, tuple(sorted(set(mine[g]))), len(mine[g]), int(self.tokens[g]),
                     int(self.sequences[g]), tasks, stolen, busy, int(barrier), int(idle),
                     float(self.losses[g]), float(self.norm_shares[g]), int(self.crossings[g]),
-                )  # fmt: skip
+                )
             )
         return rows
 

@@ -196,12 +196,14 @@ CRY_API cry_status cry_rmsnorm_bwd(const cry_team *team, float *dx, float *dw,
 CRY_API cry_status cry_rope(const cry_team *team, float *x, const float *cosine, const float *sine,
                             int64_t R, int64_t stride, int64_t heads, int64_t head_dim,
                             int64_t position, int64_t T, int inverse);
-/* out(B T, H head_dim), lse(B, H, T) from qkv(B T, (H + 2 K) head_dim), causal. */
+/* out(B T, H head_dim), lse(B, H T) from qkv(B T, (H + 2 K) head_dim), causal.  Of sequence b only
+ * the first lengths[b] rows are looked at, out and dqkv of the others become zero, and a head's lse
+ * takes lengths[b] places; lengths NULL: T.  Forward and backward are given the same. */
 CRY_API cry_status cry_attention_fwd(const cry_team *team, float *out, float *lse, const float *qkv,
-                                     int64_t B, const cry_attention *shape);
+                                     int64_t B, const cry_attention *shape, const int64_t *lengths);
 CRY_API cry_status cry_attention_bwd(const cry_team *team, float *dqkv, const float *dout,
                                      const float *out, const float *qkv, const float *lse,
-                                     int64_t B, const cry_attention *shape);
+                                     int64_t B, const cry_attention *shape, const int64_t *lengths);
 /* Appends `rows` keys and values at `position` to the cache, keys (K, head_dim, capacity) and values
  * (K, capacity, head_dim rounded up to 32), capacity a multiple of 64, both zero at first, and
  * attends from the new rows to all positions up to their own. */
