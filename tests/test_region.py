@@ -71,6 +71,8 @@ def test_every_snapshot_is_of_one_write(
     load: tuple[int, ...], sanitizer: str, tmp_path: Path
 ) -> None:
     program = tmp_path / "soak"
+    # A sanitizer that is preloaded into Python is not the program's.
+    plain = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
     # ThreadSanitizer knows no fences; all shared words are atomics, which it does know.
     flags = ["-fsanitize=thread", "-Wno-tsan"] if sanitizer else []
     sources = [Path(__file__).with_name("c") / "region_soak.c", KERNELS / "region.c"]
@@ -78,7 +80,7 @@ def test_every_snapshot_is_of_one_write(
         ["gcc", "-std=c11", "-O2", "-Wall", "-Wextra", "-Wconversion", "-Werror", *flags,
          f"-I{KERNELS}", f"-I{KERNELS}/include", *map(str, sources), str(KERNELS / "system.c"),
          "-pthread", "-o", str(program)],
-        capture_output=True, text=True, check=False,
+        capture_output=True, text=True, check=False, env=plain,
     )  # fmt: skip
     if sanitizer and "tsan" in built.stderr and "find" in built.stderr:
         pytest.skip("gcc has no libtsan here")
@@ -89,8 +91,9 @@ def test_every_snapshot_is_of_one_write(
     command = [str(program), str(writers), str(readers), str(words), str(snapshots)]
     for runner in ([], ["setarch", platform.machine(), "-R"]):
         ran = subprocess.run(
-            [*runner, *command], capture_output=True, text=True, timeout=LIMIT, check=False
-        )
+            [*runner, *command], capture_output=True, text=True, timeout=LIMIT, check=False,
+            env=plain,
+        )  # fmt: skip
         if "unexpected memory mapping" not in ran.stderr:
             break
     else:
