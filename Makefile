@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := pyproject.toml CMakeLists.txt $(shell find src -type f ! -name '*.pyc')
-QUICK_C := tests/test_kernel*.py tests/test_guard_pages.py tests/test_team.py tests/test_model.py tests/test_inference.py tests/test_region.py
+QUICK_C := tests/test_kernel*.py tests/test_guard_pages.py tests/test_team.py tests/test_model.py tests/test_inference.py tests/test_region*.py
 
 .PHONY: demo install test lint coverage-c sanitize kill fuzz bench clean
 

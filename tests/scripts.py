@@ -52,3 +52,23 @@ class Script:
     def __exit__(self, *_: object) -> None:
         if self.process.returncode is None:
             self.end(kill=True)
+
+
+# How a script begins that is given the name of a region.
+BEGIN = """
+import os, signal, sys, time
+import numpy as np
+from crystalline.spheres.region import *
+region = SharedRegion.attach(sys.argv[1], RegionMode.LOCKED_WRITE)
+"""
+# Reads until a version; every version is uniform, and tells its number.
+READS = BEGIN + """
+region = SharedRegion.attach(sys.argv[1])
+out, last = np.empty(region.size, np.uint8), 0
+print("reads", flush=True)
+while last < int(sys.argv[2]):
+    version, _ = region.read(out, timeout=30)
+    assert version >= last and not version % 2
+    assert (out == out[0]).all() and out[0] == version // 2 % 251, (version, out[:9])
+    last = version
+"""

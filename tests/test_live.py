@@ -252,7 +252,7 @@ def test_wrong_arguments_are_named(folder: Path) -> None:
         with pytest.raises(UsageError, match=r"has 2 parameters, .* into float32 \(3,\)"):
             live.weights(np.empty(3, np.float32))
         show.publish(np.zeros(2, np.float32), 1, 1)
-        with pytest.raises(UsageError, match="has 2 parameters, .* into float32"):
+        with pytest.raises(UsageError, match=r"has 2 parameters, .* into float32"):
             load_live(folder)
 
 

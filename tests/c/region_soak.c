@@ -2,11 +2,14 @@
  *
  *     region_soak WRITERS READERS WORDS SNAPSHOTS
  *
- * A write fills the payload with one number and one odd byte at the end.  Each reader takes that
- * many snapshots; the program ends with 0 if all are uniform and no reader's version goes back. */
+ * A write fills the payload with one number and one odd byte at the end.  One in sixteen stops in
+ * the middle and leaves the region as a process that died there does.  Each reader takes at
+ * least that many snapshots, and goes on until there was a write for twenty of them.  The program
+ * ends with 0 if all are uniform, no reader's version goes back and no two write at once. */
 #define _POSIX_C_SOURCE 200809L
 #include <inttypes.h>
 #include <pthread.h>
+#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -14,11 +17,14 @@
 #include "crystalline/region.h"
 #include "system.h"
 
+/* No process: its number is above all that Linux gives out, unless it is set to its very limit. */
+#define DEAD ((1ull << 22) + ((1u << 22) - 1))
+
 static cry_region region;
 static uint64_t *payload; /* words + 1: the last holds one byte */
 static size_t words;
 static int snapshots;
-static atomic_int reading, failed;
+static atomic_int reading, writing, failed;
 
 static int64_t soon(void) { return cry_nanoseconds() + 20000000000; }
 
@@ -40,8 +46,16 @@ static void *write_on(void *argument)
             break;
         }
         /* In two parts, as prefix and weights are. */
+        if (atomic_fetch_add(&writing, 1) != 0) fail("two writers", value, 0);
         cry_region_store(payload, 0, data, 8);
-        cry_region_store(payload, 8, data + 1, words * 8 - 8 + 1);
+        sched_yield(); /* so that others meet a write under way, however few the CPUs */
+        int dies = (value >> 8) % 16 == 0;
+        if (!dies) cry_region_store(payload, 8, data + 1, words * 8 - 8 + 1);
+        atomic_fetch_sub(&writing, 1);
+        if (dies) {
+            atomic_store(&region.owner, DEAD);
+            continue;
+        }
         status = cry_region_write_end(&region);
         if (status != CRY_REGION_OK) fail("write_end", status, value);
     }
@@ -63,8 +77,10 @@ static void *read_on(void *argument)
 {
     uint64_t *seen = malloc(words * 8 + 8), version, before = 0;
     (void)argument;
-    for (int taken = 0; seen && taken < snapshots && !atomic_load(&failed);) {
+    for (int taken = 0; seen && !atomic_load(&failed);) {
+        if (taken >= snapshots && atomic_load(&region.writes) * 20 >= (uint64_t)snapshots) break;
         cry_region_status status = cry_region_read_begin(&region, soon(), &version);
+        if (status == CRY_REGION_TORN) continue; /* until a writer takes over */
         if (status != CRY_REGION_OK) {
             fail("read_begin", status, version);
             break;

@@ -163,8 +163,9 @@ class SharedRegion:
         """The payload itself, for the only writer there is; readers wait until the block ends.
 
         However the block ends, its bytes become the next version: after an exception readers see
-        what was written up to there.  A process killed inside leaves a torn region.  Raises
-        RegionTimeout when another writer stays; who holds the lock already waits for itself.
+        what was written up to there.  A process killed inside leaves a torn region, of which the
+        next block finds half and has to write all.  Raises RegionTimeout when another writer
+        stays; who holds the lock already waits for itself.
         """
         self._allow(RegionMode.LOCKED_WRITE)
         header, payload = self._open()
