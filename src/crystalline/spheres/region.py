@@ -13,6 +13,7 @@ import enum
 import errno
 import mmap
 import os
+import resource
 import secrets
 import weakref
 from collections.abc import Iterator
@@ -90,6 +91,12 @@ class SharedRegion:
             raise UsageError(f"size is {size}, but a region has 1 byte or more")
         name = _checked(name or f"{PREFIX}{os.getpid()}-{secrets.token_hex(6)}")
         total = HEADER + -(-size // WORD) * WORD
+        # SharedMemory would fail too, but leaves its tracker complaining about an unknown name.
+        if 0 <= resource.getrlimit(resource.RLIMIT_FSIZE)[0] < total:
+            raise RegionError(
+                f"{SEGMENTS}/{name}: {total / 2**20:,.1f} MiB are above the file size limit; "
+                "raise ulimit -f"
+            )
         # The tracker takes a moment to start: it must run before there is something to lose.
         resource_tracker.ensure_running()
         try:
