@@ -161,12 +161,13 @@ def choose_recipe(budget: Budget, c: ModelConfig) -> Recipe:
 
 
 def memory_forecast(c: ModelConfig, B: int, T: int, team: Team) -> int:
-    """Bytes that training will hold: weights, gradients, two moments, activations, work space."""
+    """Bytes that training will hold: weights, gradients, two moments, the weights once more for
+    others to look at, activations, work space."""
     shapes = activation_shapes(c, B, T, True)
     activations = sum(math.prod(shape) for shape in shapes.values())
     starts = group_starts(B) * T
     work = team.work_floats(starts, T, c.dim, c.heads, c.kv_heads, c.hidden, c.vocab_size)
-    return 4 * (4 * parameter_count(c) + activations + int(work))
+    return 4 * (5 * parameter_count(c) + activations + int(work))
 
 
 def check_memory(c: ModelConfig, B: int, T: int, team: Team) -> int:
