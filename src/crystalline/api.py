@@ -66,9 +66,10 @@ def train(
     ``options`` are the fields of :class:`TrainConfig` (``minutes``, ``steps`` or ``epochs``, sizes,
     ``lr``, ``seed``, ``threads``, ...); ``config`` names a TOML file with the same names, over
     which the call wins.  ``resume`` goes on with what ``out`` holds, to the same bits as never
-    having stopped; only ``threads`` and a later end may be given then.  ``on_event`` is called with
-    a dict for all that happens (key ``event``: data, tokenizer, plan, step, validation,
-    checkpoint, done, and progress while the text is prepared).
+    having stopped; only who works (``threads`` and the like) and a later end may be given then.
+    ``on_event`` is called with a dict for all that happens (key ``event``: data, tokenizer, plan,
+    step, validation, checkpoint, hierarchy, done, and progress while the text is prepared), from
+    the first step on in the training's own thread.
 
     Raises UsageError for bad arguments or data, CheckpointError, NumericsError, and Interrupted
     after a signal, when the checkpoint has been written.
