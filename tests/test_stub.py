@@ -15,7 +15,9 @@ from crystalline import _native, _queue
 IMPORTED = {
     "np", "UsageError", "arena", "CrystallineError", "QueueAlone", "QueueClosed", "QueueCorrupt",
 }  # fmt: skip
-CLASSES = [(_native, "Pool"), (_native, "Team"), (_queue, "MessageQueue"), (_queue, "SphereMessage")]
+CLASSES = [
+    (_native, "Pool"), (_native, "Team"), (_queue, "MessageQueue"), (_queue, "SphereMessage"),
+]  # fmt: skip
 
 
 def stub(module: ModuleType) -> ast.Module:
@@ -44,10 +46,10 @@ def test_the_module_holds_what_the_stub_says(module: ModuleType) -> None:
     assert {name for name in told if not name.startswith("_")} == public(module) - IMPORTED
 
 
-@pytest.mark.parametrize(("module", "name"), CLASSES)
-def test_a_class_has_what_the_stub_says(module: ModuleType, name: str) -> None:
-    held = getattr(module, name)
-    (told,) = [n for n in stub(module).body if isinstance(n, ast.ClassDef) and n.name == name]
+@pytest.mark.parametrize(("module", "held_name"), CLASSES)
+def test_a_class_has_what_the_stub_says(module: ModuleType, held_name: str) -> None:
+    held = getattr(module, held_name)
+    (told,) = [n for n in stub(module).body if isinstance(n, ast.ClassDef) and n.name == held_name]
     methods = {node.name: node for node in told.body if isinstance(node, ast.FunctionDef)}
     assert methods.keys() - {"__init__", "__len__"} == public(held)
     for name, node in methods.items():
