@@ -3,9 +3,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := pyproject.toml CMakeLists.txt $(shell find src -type f ! -name '*.pyc')
-QUICK_C := tests/test_kernel*.py tests/test_guard_pages.py tests/test_team.py tests/test_model.py tests/test_inference.py tests/test_region*.py
+QUICK_C := tests/test_kernel*.py tests/test_guard_pages.py tests/test_team.py tests/test_model.py tests/test_inference.py \
+  tests/test_region*.py tests/test_queue.py tests/test_queue_memory.py tests/test_queue_processes.py
 
-.PHONY: demo install test lint coverage-c sanitize kill fuzz bench clean
+.PHONY: demo install test lint coverage-c sanitize tsan kill soak-queue fuzz bench clean
 
 ## demo: install, train on the bundled text while you watch, and print what the model writes
 demo: $(VENV)/installed
@@ -54,14 +55,24 @@ sanitize: $(VENV)/tested
 	  $(BIN)/python -m pytest -q -s -p no:cacheprovider $(QUICK_C) \
 	  --deselect tests/test_guard_pages.py::test_the_guard_is_one
 
+## tsan: the message queue at length under the thread sanitizer
+tsan: $(VENV)/tested
+	CRYSTALLINE_SOAK=100000000 $(BIN)/python -m pytest -q -s tests/test_queue_soak.py -k race
+
 ## kill: a hundred kill -9 in one training, each time resumed; the short version is in `make test`
 kill: $(VENV)/tested
 	CRYSTALLINE_KILLS=100 $(BIN)/python -m pytest -q -s tests/test_kill.py
 
+## soak-queue: 10^8 messages between 1 to 16 senders and receivers, and processes killed 3000 times
+soak-queue: $(VENV)/tested
+	CRYSTALLINE_SOAK=100000000 $(BIN)/python -m pytest -q -s tests/test_queue_soak.py -k "not race"
+	CRYSTALLINE_KILLS=500 $(BIN)/python -m pytest -q -s tests/test_queue_processes.py -k random
+
 ## fuzz: the property tests with twenty times the examples
 fuzz: $(VENV)/tested
 	CRYSTALLINE_EXAMPLES=20 $(BIN)/python -m pytest -q tests/test_tokenizer.py tests/test_batches.py \
-	  tests/test_kernels.py tests/test_inference.py
+	  tests/test_kernels.py tests/test_inference.py tests/test_queue.py \
+	  tests/test_queue_memory.py
 
 ## bench: kernels and steps; bench/against_torch.py compares with PyTorch
 bench: $(VENV)/tested

@@ -1,18 +1,28 @@
-"""The types of the compiled module say what it holds: every name and every argument."""
+"""The types of the compiled modules say what they hold: every name and every argument."""
 
 from __future__ import annotations
 
 import ast
 import re
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 import crystalline
-from crystalline import _native
+from crystalline import _native, _queue
 
-STUB = ast.parse(Path(crystalline.__file__).with_name("_native.pyi").read_text())
-IMPORTED = {"np", "UsageError", "arena"}
+IMPORTED = {
+    "np", "UsageError", "arena", "CrystallineError", "QueueAlone", "QueueClosed", "QueueCorrupt",
+}  # fmt: skip
+CLASSES = [
+    (_native, "Pool"), (_native, "Team"), (_queue, "MessageQueue"), (_queue, "SphereMessage"),
+]  # fmt: skip
+
+
+def stub(module: ModuleType) -> ast.Module:
+    name = module.__name__.removeprefix("crystalline.")
+    return ast.parse(Path(crystalline.__file__).with_name(f"{name}.pyi").read_text())
 
 
 def arguments(node: ast.FunctionDef) -> list[str]:
@@ -25,24 +35,25 @@ def public(thing: object) -> set[str]:
     return {name for name in vars(thing) if not name.startswith("_")}
 
 
-def test_the_module_holds_what_the_stub_says() -> None:
+@pytest.mark.parametrize("module", [_native, _queue])
+def test_the_module_holds_what_the_stub_says(module: ModuleType) -> None:
     told = {
         node.target.id if isinstance(node, ast.AnnAssign) else node.name
-        for node in STUB.body
+        for node in stub(module).body
         if isinstance(node, ast.FunctionDef | ast.ClassDef)
         or (isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name))
     }
-    told = {name for name in told if not name.startswith("_")}  # names for types only
-    assert told == public(_native) - IMPORTED
+    assert {name for name in told if not name.startswith("_")} == public(module) - IMPORTED
 
 
-@pytest.mark.parametrize("held", [_native.Pool, _native.Team])
-def test_the_classes_have_what_the_stub_says(held: type) -> None:
-    (told,) = [n for n in STUB.body if isinstance(n, ast.ClassDef) and n.name == held.__name__]
+@pytest.mark.parametrize(("module", "held_name"), CLASSES)
+def test_a_class_has_what_the_stub_says(module: ModuleType, held_name: str) -> None:
+    held = getattr(module, held_name)
+    (told,) = [n for n in stub(module).body if isinstance(n, ast.ClassDef) and n.name == held_name]
     methods = {node.name: node for node in told.body if isinstance(node, ast.FunctionDef)}
-    assert methods.keys() - {"__init__"} == public(held)
+    assert methods.keys() - {"__init__", "__len__"} == public(held)
     for name, node in methods.items():
-        if node.decorator_list or name == "__init__":
+        if node.decorator_list or name.startswith("__"):
             continue
         signature = str(getattr(held, name).__doc__).split("\n")[0]
         inside = re.sub(r"\[[^\]]*\]", "", signature[signature.index("(") + 1 : -1])

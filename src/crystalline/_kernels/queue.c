@@ -9,8 +9,8 @@
  *     FREE(t)                                 room
  *     any other at t, any at t + capacity     the tail is behind
  *     CLAIMED, FULL or READING(t - capacity)  no room
- * Anything else was not written by this file.  Indices come from the handle's own capacity, so that a
- * spoilt word can be an error, but never a write outside the memory.
+ * Anything else was not written by this file.  Indices come from the handle's own capacity, so that
+ * a spoilt word can be an error, but never a write outside the memory.
  *
  * A word never returns to an earlier value, so a swap from what was looked at acts on exactly what
  * was looked at.  Two swaps make a send, and two a receive: the claim, which gets the slot to one
@@ -55,7 +55,7 @@ static cry_queue_status give_on(slot *s, uint64_t claim, uint64_t next, _Atomic 
     if (atomic_load_explicit(&s->word, memory_order_relaxed) != claim) return CRY_QUEUE_CORRUPT;
     /* Pairs with the swap by which the next one claims the slot, and sees the message in it. */
     atomic_store_explicit(&s->word, next, memory_order_release);
-    wake(sleepers, move_on(end, position));
+    wake(sleepers, swap(end, position, position + 1));
     return CRY_QUEUE_OK;
 }
 
@@ -65,8 +65,8 @@ static cry_queue_status fill(cry_queue *q, int r, uint64_t position, uint64_t cl
 {
     header *h = q->shared;
     slot *s = slot_at(q, r, position);
-    /* A receiver that saw the queue closed, and then no claim, has told its caller that nothing will
-     * come: this look comes after the claim, so one of the two sees the other. */
+    /* A receiver that saw the queue closed, and then no claim, has told its caller that nothing
+     * will come: this look comes after the claim, so one of the two sees the other. */
     if (atomic_load(&h->closed)) {
         atomic_fetch_add(&h->withdrawn, 1);
         give_on(s, claim, word_of(position + q->capacity, FREE, 0), &h->rings[r].tail, position,

@@ -1,11 +1,12 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, initializedcheck=False, embedsignature=True, binding=False
 """The message queue for Python: one attempt under the interpreter lock, waiting without it."""
 
+cimport cython
 from cpython.exc cimport PyErr_CheckSignals
 from libc.math cimport INFINITY
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint64_t, uintptr_t
 from libc.stdlib cimport free
-from libc.string cimport memcmp, memset
+from libc.string cimport memcmp
 
 from crystalline.errors import (CrystallineError, QueueAlone, QueueClosed, QueueCorrupt,
                                 UsageError)
@@ -46,15 +47,17 @@ cdef extern from "crystalline/queue.h" nogil:
 
 cdef int64_t SLICE = 100000000  # nanoseconds a wait may hold up a signal's handler
 cdef double LONGEST = 1e9  # seconds; a longer wait is one for ever
-cdef object AT_ONCE = 0.0  # the default timeout, known by identity: reading a float costs 3 % of a send
+cdef object AT_ONCE = 0.0  # the default timeout, known by identity: that saves reading a float
 
 
-cdef object _whole(str name, object value, int64_t least, int64_t most):
+cdef int _within(str name, int64_t value, int64_t least, int64_t most) except -1:
     if not least <= value <= most:
         raise UsageError(f"SphereMessage: {name} is {value}, but must be {least} to {most}")
-    return value
+    return 0
 
 
+@cython.final
+@cython.freelist(64)
 cdef class SphereMessage:
     """One message: what it is (``type``, ``flags``), how urgent (``priority``, 0 the most, to 3),
     whom it is about (``sphere``), which it is (``ticket``, ``step``), and up to four floats.
@@ -64,19 +67,20 @@ cdef class SphereMessage:
 
     cdef cry_message c
 
-    def __init__(self, type, priority=1, sphere=-1, ticket=0, step=0, values=(), *, flags=0):
-        cdef int i = 0
-        self.c.type = _whole("type", type, 0, 0xffff)
-        self.c.priority = _whole("priority", priority, 0, 3)
-        self.c.flags = _whole("flags", flags, 0, 0xff)
-        self.c.sphere = _whole("sphere", sphere, -0x80000000, 0x7fffffff)
-        self.c.ticket = _whole("ticket", ticket, -0x7fffffffffffffff - 1, 0x7fffffffffffffff)
-        self.c.step = _whole("step", step, -0x7fffffffffffffff - 1, 0x7fffffffffffffff)
-        if len(values) > 4:
-            raise UsageError(f"SphereMessage: {len(values)} values, but a message holds four")
-        memset(self.c.values, 0, sizeof(self.c.values))
-        for i, value in enumerate(values):
-            self.c.values[i] = value
+    def __init__(self, int64_t type, int64_t priority=1, int64_t sphere=-1, int64_t ticket=0,
+                 int64_t step=0, values=(), *, int64_t flags=0):
+        cdef Py_ssize_t i, given = len(values)
+        _within("type", type, 0, 0xffff)
+        _within("priority", priority, 0, 3)
+        _within("sphere", sphere, -0x80000000, 0x7fffffff)
+        _within("flags", flags, 0, 0xff)
+        if given > 4:
+            raise UsageError(f"SphereMessage: {given} values, but a message holds four")
+        self.c.type, self.c.flags = <uint16_t> type, <uint8_t> flags
+        self.c.priority = <uint8_t> priority
+        self.c.sphere, self.c.ticket, self.c.step = <int32_t> sphere, ticket, step
+        for i in range(4):
+            self.c.values[i] = values[i] if i < given else 0.0
 
     @property
     def type(self):
@@ -126,8 +130,8 @@ cdef object _refuse(cry_queue_status status):
     if status == CRY_QUEUE_CLOSED:
         raise QueueClosed("the queue is closed")
     if status == CRY_QUEUE_CORRUPT:
-        raise QueueCorrupt("the memory of the queue is not, or no longer, one: something else wrote "
-                           "to it; make a new queue")
+        raise QueueCorrupt("the memory of the queue is not one, or something else wrote to it; "
+                           "make a new queue")
     if status == CRY_QUEUE_ALONE:
         raise QueueAlone("every other process that joined the queue is dead")
     if status == CRY_QUEUE_CROWDED:
@@ -144,13 +148,14 @@ cdef double _seconds(object timeout) except -1:
     return seconds
 
 
+@cython.final
 cdef class MessageQueue:
     """A bounded queue of SphereMessages between any number of threads and processes.
 
     Each of the four priorities has room for ``capacity`` messages, a power of two (1024).  Without
-    ``buffer`` the queue is this process's own; with one, a writable buffer aligned to 64 bytes such
-    as ``SharedMemory.buf``, it lies there, newly made or (``create=False``) as others left it, and a
-    capacity given then must be the one it has.  The buffer cannot be closed before the queue is gone.
+    ``buffer`` the queue is this process's own.  With one, a writable buffer on a 64-byte border such
+    as ``SharedMemory.buf``, it lies there, newly made or (``create=False``) as others left it; a
+    capacity given then must be the one it has.  The buffer cannot be closed before the queue goes.
     """
 
     cdef cry_queue *queue
@@ -265,8 +270,8 @@ cdef class MessageQueue:
         return cry_queue_capacity(self.queue)
 
     def counters(self):
-        """Messages ``sent``, ``received``, ``dropped`` for want of room; slots ``skipped`` because
-        their sender died while writing; messages ``lost`` because their receiver died while reading;
+        """Messages ``sent``, ``received``, ``dropped`` for want of room; slots ``skipped`` since
+        their sender died while writing; messages ``lost`` since their receiver died while reading;
         ``depth``, how many wait in each priority."""
         cdef cry_queue_counters c = cry_queue_count(self.queue)
         return {"sent": c.sent, "received": c.received, "dropped": c.dropped, "skipped": c.skipped,

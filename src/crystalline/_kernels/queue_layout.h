@@ -30,17 +30,19 @@ typedef struct header {
     int64_t capacity, bytes;
     uint64_t checksum;  /* of the fields above, which never change */
     atomic_uint closed; /* pairs with the look a sender takes after its claim */
-    /* Sleepers' words, odd while somebody may be asleep: made odd by who goes to sleep and then looks
-     * at the slots again, read by who has changed a slot. */
+    /* Sleepers' words, odd while somebody may be asleep: made odd by who goes to sleep and then
+     * looks at the slots again, read by who has changed a slot. */
     _Alignas(64) atomic_uint filled;
     _Alignas(64) atomic_uint freed;
     /* As in cry_queue_counters; withdrawn: claims given back since the queue was closed. */
-    _Alignas(64) _Atomic uint64_t dropped, skipped, lost, withdrawn;
+    _Alignas(64) _Atomic uint64_t dropped;
+    _Atomic uint64_t skipped, lost, withdrawn;
     /* Start time and number of each process that joined; 0 where nobody has. */
     _Alignas(64) _Atomic uint64_t participants[CRY_PARTICIPANTS];
     ring rings[CRY_PRIORITIES];
 } header;
 
+_Static_assert(sizeof(header) == 1280, "the head is 20 cache lines");
 _Static_assert(sizeof(slot) == 64 && sizeof(cry_message) == 56, "a slot is a cache line");
 
 struct cry_queue {
@@ -71,16 +73,15 @@ static inline int swap(_Atomic uint64_t *word, uint64_t from, uint64_t to)
     return atomic_compare_exchange_strong(word, &from, to);
 }
 
-/* Moves a head or tail on that stands at `position`; 0 when another has done so, and nothing was
- * swapped. */
-static inline int move_on(_Atomic uint64_t *end, uint64_t position)
+/* Moves a head or tail on if it stands at the 48 bits of `position`. */
+static inline void move_on(_Atomic uint64_t *end, uint64_t position)
 {
     uint64_t at = atomic_load(end);
-    return ((at ^ position) & CRY_POSITIONS) == 0 && swap(end, at, at + 1);
+    if (((at ^ position) & CRY_POSITIONS) == 0) swap(end, at, at + 1);
 }
 
-/* After a slot's word was changed.  Who goes to sleep makes the sleepers' word odd and then looks at
- * the slots; here the change comes first and then the look at the sleepers' word, which must not
+/* After a slot's word was changed.  Who goes to sleep makes the sleepers' word odd and then looks
+ * at the slots; here the change comes first and then the look at the sleepers' word, which must not
  * overtake it.  A swap in between is the fence (`fenced`); without one, the look is made a swap. */
 static inline void wake(atomic_uint *sleepers, int fenced)
 {
@@ -96,8 +97,8 @@ cry_queue_status cry_queue_enter(cry_queue *q);
 /* Is every other process that joined dead, and is there any? */
 int cry_queue_alone(const cry_queue *q);
 
-/* Takes a slot back whose word names a dead process.  1 when that is settled, 0 when the owner lives,
- * -1 when there is no such participant. */
+/* Takes a slot back whose word names a dead process.  1 when that is settled, 0 when the owner
+ * lives, -1 when there is no such participant. */
 int cry_queue_reap(cry_queue *q, int r, uint64_t word);
 
 #endif

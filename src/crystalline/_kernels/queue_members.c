@@ -55,7 +55,7 @@ int cry_queue_reap(cry_queue *q, int r, uint64_t word)
     return 1;
 }
 
-/* Takes back all slots of participant `owner`, who is dead (0: of nobody), and checks every word. */
+/* Takes back all slots of participant `owner`, who is dead (0: of nobody); checks every word. */
 static cry_queue_status sweep(cry_queue *q, uint64_t owner)
 {
     for (int r = 0; r < CRY_PRIORITIES; r++)
@@ -75,7 +75,7 @@ cry_queue_status cry_queue_enter(cry_queue *q)
     uint64_t start = cry_process_start(pid), identity = start << PID_BITS | (uint64_t)pid;
     if (start == 0 || start == CRY_START_UNKNOWN) return CRY_QUEUE_NO_PROC;
     atomic_store(&q->identity, identity);
-    for (int pass = 0; pass < 3; pass++) /* its own entry, one that is free, one of a dead process */
+    for (int pass = 0; pass < 3; pass++) /* its own entry, a free one, one of a dead process */
         for (uint64_t i = 0; i < CRY_PARTICIPANTS; i++) {
             _Atomic uint64_t *entry = &q->shared->participants[i];
             uint64_t seen = atomic_load(entry);

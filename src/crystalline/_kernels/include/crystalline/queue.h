@@ -3,8 +3,8 @@
  * It lies in memory that the caller gives, of one process or shared between several.  No lock is
  * taken: whoever is stopped or killed between any two instructions holds up nobody for good.
  *
- * Four priorities, 0 the most urgent, each a ring of `capacity` slots of 64 bytes.  A slot begins with
- * a word of 64 bits, which is changed as a whole by compare-and-swap:
+ * Four priorities, 0 the most urgent, each a ring of `capacity` slots of 64 bytes.  A slot begins
+ * with a word of 64 bits; it is claimed by compare-and-swap, and passed on by its owner:
  *
  *     position (48 bits) | state (2 bits) | participant (14 bits, 0 for none)
  *
@@ -19,8 +19,8 @@
  * that comes upon it, READING is taken back by the sender that laps onto it, and both are counted.
  * What a living process has claimed is waited for, also when that process is stopped.
  *
- * Guarantees.  A message whose send returned CRY_QUEUE_OK is received at most once, and exactly once
- * unless its receiver dies while copying it out.  Messages of one thread and one priority are
+ * Guarantees.  A message whose send returned CRY_QUEUE_OK is received at most once, and exactly
+ * once unless its receiver dies while copying it out.  Messages of one thread and one priority are
  * received in the order sent.  Whoever waits looks at the state at least every 100 ms: a lost
  * wake-up, or a death, costs that long at most.
  *
@@ -72,7 +72,7 @@ typedef struct cry_queue_counters {
     uint64_t received; /* messages taken out; with those that a dead receiver had begun to take */
     uint64_t dropped;  /* messages for which cry_queue_send returned CRY_QUEUE_FULL */
     uint64_t skipped;  /* slots of senders that died while writing */
-    uint64_t lost;     /* messages of receivers that died while reading, once found; not in received */
+    uint64_t lost;     /* messages of receivers that died while reading; not in received */
     int64_t depth[CRY_PRIORITIES];
 } cry_queue_counters;
 
@@ -90,8 +90,8 @@ CRY_API cry_queue_status cry_queue_join(cry_queue **queue, void *memory, int64_t
 /* Gives the handle back.  The process stays known as a participant until it ends. */
 CRY_API void cry_queue_free(cry_queue *queue);
 
-/* Sends a copy of the message, or receives one from the most urgent priority that has any.  Waits up
- * to `nanoseconds` for room or a message; 0 does not wait, a negative number waits for ever.
+/* Sends a copy of the message, or receives one from the most urgent priority that has any.  Waits
+ * up to `nanoseconds` for room or a message; 0 does not wait, a negative number waits for ever.
  * cry_queue_offer is a send that counts nothing as dropped, for callers that will come again. */
 CRY_API cry_queue_status cry_queue_send(cry_queue *queue, const cry_message *message,
                                         int64_t nanoseconds);
