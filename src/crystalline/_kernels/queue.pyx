@@ -153,8 +153,8 @@ cdef class MessageQueue:
     """A bounded queue of SphereMessages between any number of threads and processes.
 
     Each of the four priorities has room for ``capacity`` messages, a power of two (1024).  Without
-    ``buffer`` the queue is this process's own.  With one, a writable buffer on a 64-byte border such
-    as ``SharedMemory.buf``, it lies there, newly made or (``create=False``) as others left it; a
+    ``buffer`` the queue is this process's own.  With one, a writable buffer on a 64-byte border, say
+    ``SharedMemory.buf``, it lies there, newly made or (``create=False``) as others left it; a
     capacity given then must be the one it has.  The buffer cannot be closed before the queue goes.
     """
 
