@@ -18,7 +18,6 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -88,9 +87,9 @@ def _ours_between_processes(messages: int) -> float:
 
     def sender() -> None:
         for ticket in range(messages):
-            line.send(SphereMessage(1, ticket=ticket), timeout=None)
+            line.send_wait(SphereMessage(1, ticket=ticket), timeout=None)
 
-    return _timed(sender, partial(line.receive, None), messages)
+    return _timed(sender, line.receive_wait, messages)
 
 
 def _theirs_between_processes(messages: int) -> float:

@@ -73,7 +73,7 @@ def test_a_full_priority_drops_and_counts() -> None:
     sent = [queue.send(SphereMessage(1, 2, ticket=i)) for i in range(4)]
     assert sent == [True, True, False, False]
     assert queue.send(SphereMessage(1, 3)), "another priority has room of its own"
-    assert not queue.send(SphereMessage(1, 2), timeout=0.15)
+    assert not queue.send_wait(SphereMessage(1, 2), timeout=0.15)
     assert queue.counters() == {
         "sent": 3, "received": 0, "dropped": 3, "skipped": 0, "lost": 0, "depth": (0, 0, 2, 1),
     }  # fmt: skip
@@ -84,7 +84,7 @@ def test_a_full_priority_drops_and_counts() -> None:
 def test_waiting_ends_with_the_time_given() -> None:
     queue = MessageQueue(2)
     for timeout in (0.0, 0.001, 0.15):
-        assert queue.receive(timeout) is None
+        assert queue.receive_wait(timeout) is None
 
 
 class Model(RuleBasedStateMachine):
@@ -153,7 +153,7 @@ TestModel.settings = settings(max_examples=examples(60), deadline=None)
 def collect(queue: MessageQueue, into: list[Any]) -> None:
     try:
         while True:
-            into.append(queue.receive(None))
+            into.append(queue.receive_wait(None))
     except QueueClosed:
         into.append("closed")
 
@@ -165,7 +165,7 @@ def test_threads_lose_nothing_and_keep_each_senders_order() -> None:
 
     def produce(sphere: int) -> None:
         for i in range(n):
-            assert queue.send(SphereMessage(1, sphere % 4, sphere, i), timeout=None)
+            assert queue.send_wait(SphereMessage(1, sphere % 4, sphere, i), timeout=None)
 
     senders = [threading.Thread(target=produce, args=(s,)) for s in range(5)]
     for thread in receivers + senders:
@@ -190,7 +190,7 @@ def test_a_sender_waits_for_room() -> None:
     queue.send(SphereMessage(1, ticket=0))
     queue.send(SphereMessage(1, ticket=1))
     sender = threading.Thread(
-        target=lambda: queue.send(SphereMessage(1, ticket=2), timeout=None), daemon=True
+        target=lambda: queue.send_wait(SphereMessage(1, ticket=2), timeout=None), daemon=True
     )
     sender.start()
     sender.join(0.15)
@@ -209,7 +209,7 @@ def test_closing_wakes_everybody_and_leaves_what_is_inside() -> None:
 
     def send() -> None:
         try:
-            full.send(SphereMessage(1), timeout=None)
+            full.send_wait(SphereMessage(1), timeout=None)
         except QueueClosed:
             refused.append("closed")
 
@@ -251,7 +251,7 @@ def test_a_signal_ends_a_wait(full: bool) -> None:
     signal.setitimer(signal.ITIMER_REAL, 0.05)
     try:
         with pytest.raises(Rang):
-            queue.send(SphereMessage(1), timeout=None) if full else queue.receive(None)
+            queue.send_wait(SphereMessage(1), timeout=None) if full else queue.receive_wait(None)
     finally:
         signal.signal(signal.SIGALRM, before)
 
@@ -269,9 +269,9 @@ def test_a_capacity_that_is_no_power_of_two_is_refused(capacity: int) -> None:
 def test_a_timeout_below_zero_is_refused(timeout: float) -> None:
     queue = MessageQueue(2)
     with pytest.raises(UsageError, match="timeout is"):
-        queue.receive(timeout)
+        queue.receive_wait(timeout)
     with pytest.raises(UsageError, match="timeout is"):
-        queue.send(SphereMessage(1), timeout=timeout)
+        queue.send_wait(SphereMessage(1), timeout=timeout)
 
 
 def test_what_is_no_message_is_refused() -> None:
@@ -280,7 +280,7 @@ def test_what_is_no_message_is_refused() -> None:
         with pytest.raises(TypeError):
             queue.send(wrong)
     with pytest.raises(TypeError):
-        queue.receive("soon")
+        queue.receive_wait("soon")
 
 
 def test_a_buffer_that_does_not_do_is_refused() -> None:

@@ -62,7 +62,7 @@ def produce(name: str, sphere: int, count: int, all_here: Any) -> None:
     queue = MessageQueue(buffer=memory.buf, create=False)
     all_here.wait()  # or one might be found dead before the other has joined
     for ticket in range(count):
-        queue.send(SphereMessage(1, sphere, sphere, ticket), timeout=None)
+        queue.send_wait(SphereMessage(1, sphere, sphere, ticket), timeout=None)
     del queue
     memory.close()
 
@@ -79,7 +79,7 @@ def test_processes_send_to_each_other(method: str) -> None:
         ]
         got: list[list[int]] = [[], []]
         while sum(map(len, got)) < 1000:
-            message = queue.receive(60.0)
+            message = queue.receive_wait(60.0)
             assert message is not None
             got[message.sphere].append(message.ticket)
         for sender in senders:
@@ -100,7 +100,7 @@ def test_a_forked_child_uses_its_parents_queue_under_its_own_name() -> None:
         assert child.exitcode == 0
         assert [m.ticket for m in drain(queue)] == [1, 2]
         with pytest.raises(QueueAlone):  # the child is known, and dead
-            queue.receive(None)
+            queue.receive_wait(None)
 
 
 def test_a_forked_child_has_a_private_queue_of_its_own() -> None:
@@ -115,7 +115,7 @@ def test_a_forked_child_has_a_private_queue_of_its_own() -> None:
 def test_closing_wakes_other_processes() -> None:
     def wait(full: bool) -> None:
         try:
-            queue.send(SphereMessage(1, 0), timeout=None) if full else queue.receive(None)
+            queue.send_wait(SphereMessage(1, 0), timeout=None) if full else queue.receive_wait(None)
         except QueueClosed:
             os._exit(7)
 
@@ -173,10 +173,10 @@ def test_the_claim_of_a_dead_sender_is_skipped(stuck: Path, step: str, wait: flo
         with stopped(stuck, memory, step) as process:
             queue.send(SphereMessage(1, ticket=1))
             assert [m.ticket for m in drain(queue)] == [0], "the living are waited for"
-            assert queue.receive(0.15) is None
+            assert queue.receive_wait(0.15) is None
             process.send_signal(signal.SIGSTOP)
             assert queue.receive() is None, "also when they are stopped"
-        assert queue.receive(wait).ticket == 1  # type: ignore[union-attr]
+        assert queue.receive_wait(wait).ticket == 1  # type: ignore[union-attr]
         assert queue.counters() == {
             "sent": 2, "received": 2, "dropped": 0, "skipped": 1, "lost": 0, "depth": (0, 0, 0, 0),
         }  # fmt: skip
@@ -194,7 +194,7 @@ def test_the_slot_of_a_dead_receiver_is_taken_back(stuck: Path, wait: float | No
         with stopped(stuck, memory, "read"):
             assert [m.ticket for m in drain(queue)] == [1, 2, 3]
             assert not queue.send(SphereMessage(1, ticket=4)), "its turn has come, and it lives"
-        assert queue.send(SphereMessage(1, ticket=5), timeout=wait)
+        assert queue.send_wait(SphereMessage(1, ticket=5), timeout=wait)
         assert [m.ticket for m in drain(queue)] == [5]
         assert queue.counters() == {
             "sent": 5, "received": 4, "dropped": 1, "skipped": 0, "lost": 1, "depth": (0, 0, 0, 0),
@@ -220,15 +220,15 @@ def test_who_waits_among_the_dead_is_told(stuck: Path) -> None:
     with shared_memory(2) as memory:
         queue = MessageQueue(2, buffer=memory.buf)
         with stopped(stuck, memory, "claim") as process:
-            assert queue.receive(0.25) is None, "one other lives"
+            assert queue.receive_wait(0.25) is None, "one other lives"
             process.kill()
             process.wait()
             with pytest.raises(QueueAlone):
-                queue.receive(None)
+                queue.receive_wait(None)
         while queue.send(SphereMessage(1)):
             pass
         with pytest.raises(QueueAlone):
-            queue.send(SphereMessage(1), timeout=None)
+            queue.send_wait(SphereMessage(1), timeout=None)
         assert len(drain(queue)) == 2
 
 
@@ -237,7 +237,7 @@ def test_the_sixty_fifth_process_takes_the_place_and_the_slots_of_a_dead_one(stu
         queue = MessageQueue(64, buffer=memory.buf)
         for _ in range(63):  # each leaves its claim, and the next one's lies behind it
             with stopped(stuck, memory, "claim"):
-                queue.send(SphereMessage(1), timeout=0.0)
+                queue.send_wait(SphereMessage(1), timeout=0.0)
             if len(queue) > 40:
                 drain(queue)
         before = queue.counters()["skipped"]
@@ -262,7 +262,7 @@ def test_senders_killed_at_random_leave_gaps_only_at_their_end() -> None:
         def work(sphere: int) -> None:
             ticket = 0
             while True:
-                if queue.send(SphereMessage(1, sphere % 4, sphere, ticket), timeout=0.05):
+                if queue.send_wait(SphereMessage(1, sphere % 4, sphere, ticket), timeout=0.05):
                     ticket += 1
 
         working = {sphere: start(work, sphere) for sphere in range(3)}
@@ -270,7 +270,7 @@ def test_senders_killed_at_random_leave_gaps_only_at_their_end() -> None:
 
         def receive_until(deadline: float) -> None:
             while time.monotonic() < deadline:
-                message = queue.receive(0.02)
+                message = queue.receive_wait(0.02)
                 if message is not None:
                     assert message.ticket == following[message.sphere], message
                     following[message.sphere] += 1
@@ -305,7 +305,7 @@ def test_receivers_killed_at_random_lose_at_most_one_message_each() -> None:
         def work() -> None:
             while True:
                 try:
-                    message = queue.receive(0.05)
+                    message = queue.receive_wait(0.05)
                 except QueueClosed:
                     os._exit(0)
                 if message is not None:
@@ -316,13 +316,13 @@ def test_receivers_killed_at_random_lose_at_most_one_message_each() -> None:
         for _ in range(kills):
             until = time.monotonic() + rng.random() * 0.01
             while time.monotonic() < until and ticket < last:
-                ticket += queue.send(SphereMessage(1, 0, ticket=ticket), timeout=0.01)
+                ticket += queue.send_wait(SphereMessage(1, 0, ticket=ticket), timeout=0.01)
             victim = working.pop(rng.randrange(3))
             victim.kill()
             victim.join()
             working.append(start(work))
         while ticket < last:
-            ticket += queue.send(SphereMessage(1, 0, ticket=ticket), timeout=1.0)
+            ticket += queue.send_wait(SphereMessage(1, 0, ticket=ticket), timeout=1.0)
             if ticket > 2000 + 64 * kills:
                 break
         queue.close()

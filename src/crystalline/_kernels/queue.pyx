@@ -47,7 +47,6 @@ cdef extern from "crystalline/queue.h" nogil:
 
 cdef int64_t SLICE = 100000000  # nanoseconds a wait may hold up a signal's handler
 cdef double LONGEST = 1e9  # seconds; a longer wait is one for ever
-cdef object AT_ONCE = 0.0  # the default timeout, known by identity: that saves reading a float
 
 
 cdef int _within(str name, int64_t value, int64_t least, int64_t most) except -1:
@@ -204,13 +203,39 @@ cdef class MessageQueue:
             raise UsageError(f"capacity is {capacity}, but must be a power of two from 2 to 2**24")
         return size
 
-    def send(self, SphereMessage message not None, *, timeout=AT_ONCE):
-        """Sends the message; False when there was no room for ``timeout`` seconds (None: ever).
+    # Of one argument or none, so that a call passes it without making a tuple.
 
-        A message for which there was no room is counted as dropped.  Raises QueueClosed at once,
-        QueueAlone when it waited and every other process that joined is dead, and QueueCorrupt.
+    def send(self, SphereMessage message not None):
+        """Sends the message; False when there is no room, and it is counted as dropped.
+
+        Raises QueueClosed, and QueueCorrupt when something else wrote to the memory.
         """
-        cdef double seconds = 0.0 if timeout is AT_ONCE else _seconds(timeout)
+        cdef cry_queue_status status = cry_queue_send(self.queue, &message.c, 0)
+        if status == CRY_QUEUE_OK:
+            return True
+        if status == CRY_QUEUE_FULL:
+            return False
+        _refuse(status)
+
+    def receive(self):
+        """The first message of the most urgent priority that has one, or None.
+
+        Raises QueueClosed when the queue is closed and empty, and QueueCorrupt.
+        """
+        cdef SphereMessage message = SphereMessage.__new__(SphereMessage)
+        cdef cry_queue_status status = cry_queue_receive(self.queue, &message.c, 0)
+        if status == CRY_QUEUE_OK:
+            return message
+        if status == CRY_QUEUE_EMPTY:
+            return None
+        _refuse(status)
+
+    def send_wait(self, SphereMessage message not None, timeout=None):
+        """As ``send``, but waits for room, ``timeout`` seconds at most (None: for ever).
+
+        Raises QueueAlone too, when it waited and every other process that joined is dead.
+        """
+        cdef double seconds = _seconds(timeout)
         cdef cry_queue_status status = cry_queue_offer(self.queue, &message.c, 0)
         if status == CRY_QUEUE_FULL:
             status = self._wait(&message.c, NULL, seconds)
@@ -220,16 +245,15 @@ cdef class MessageQueue:
             return False
         _refuse(status)
 
-    def receive(self, timeout=AT_ONCE):
-        """The first message of the most urgent priority that has one; None when none came within
-        ``timeout`` seconds (None: waits for ever).
+    def receive_wait(self, timeout=None):
+        """As ``receive``, but waits for a message, ``timeout`` seconds at most (None: for ever).
 
-        Raises QueueClosed when the queue is closed and empty, and what ``send`` raises.
+        Raises QueueAlone too, when it waited and every other process that joined is dead.
         """
-        cdef double seconds = 0.0 if timeout is AT_ONCE else _seconds(timeout)
+        cdef double seconds = _seconds(timeout)
         cdef SphereMessage message = SphereMessage.__new__(SphereMessage)
         cdef cry_queue_status status = cry_queue_receive(self.queue, &message.c, 0)
-        if status == CRY_QUEUE_EMPTY and seconds > 0:
+        if status == CRY_QUEUE_EMPTY:
             status = self._wait(NULL, &message.c, seconds)
         if status == CRY_QUEUE_OK:
             return message

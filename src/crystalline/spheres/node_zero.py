@@ -229,7 +229,7 @@ class NodeZero:
         # The control thread cannot wait for itself to make room.
         timeout = 0.0 if threading.current_thread() is self._thread else None
         try:
-            taken = self._inbox.send(message, timeout=timeout)
+            taken = self._inbox.send_wait(message, timeout=timeout)
         except QueueClosed:
             taken = True
             self._refuse_all()
@@ -264,7 +264,7 @@ class NodeZero:
         driver = self._driver
         driver.begin()
         while self.state is State.INITIALIZING:
-            self._obey(self._inbox.receive(timeout=None))
+            self._obey(self._inbox.receive_wait(timeout=None))
         going = True
         while going and self.state is State.RUNNING:
             self._at_boundary()
@@ -287,7 +287,7 @@ class NodeZero:
             )
         while self.state is not State.STOPPING:
             paused = self.state is State.PAUSED
-            message = self._inbox.receive(timeout=None if paused else 0.0)
+            message = self._inbox.receive_wait(timeout=None if paused else 0.0)
             if message is None:
                 return
             self._obey(message)
