@@ -203,8 +203,9 @@ cdef class MessageQueue:
             raise UsageError(f"capacity is {capacity}, but must be a power of two from 2 to 2**24")
         return size
 
-    # Of one argument or none, so that a call passes it without making a tuple.
+    # The two that do not wait take no keywords: then a call passes its argument as it is.
 
+    @cython.always_allow_keywords(False)
     def send(self, SphereMessage message not None):
         """Sends the message; False when there is no room, and it is counted as dropped.
 
@@ -217,6 +218,7 @@ cdef class MessageQueue:
             return False
         _refuse(status)
 
+    @cython.always_allow_keywords(False)
     def receive(self):
         """The first message of the most urgent priority that has one, or None.
 
