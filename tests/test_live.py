@@ -131,7 +131,7 @@ def refused(folder: Path, wanted: str) -> None:
     assert (code, out) == (2, "") and err == f"crystalline: error: {folder}: {wanted}\n", err
 
 
-NONE = "no training runs there; leave out --live"
+NONE = "no training runs there now; crystalline train begins one"
 
 
 @pytest.mark.parametrize(

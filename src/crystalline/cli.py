@@ -230,6 +230,28 @@ def info(folder: str, as_json: bool) -> None:
 
 
 @cli.command()
+@click.argument("folder", type=click.Path())
+@click.option("--once", is_flag=True, help="Show them as they are now, and end.")
+@click.option("--json", "as_json", is_flag=True, help="Write one JSON object, and end.")
+def spheres(folder: str, once: bool, as_json: bool) -> None:
+    """Watch the 12 spheres of the training that runs in FOLDER, from another terminal.
+
+    It is shown until the training ends, or you press Ctrl-C, which the training does not notice.
+    Times are shares of each sphere's own: busy on its tasks, waiting at barriers for others, idle
+    between them; norm is its share of the squared gradient norm.
+    """
+    if as_json:
+        from crystalline.spheres.live import LiveTraining
+
+        with LiveTraining.attach(folder) as training:
+            click.echo(json.dumps(training.board()))
+        return
+    from crystalline.progress import watch
+
+    watch(folder, once)
+
+
+@cli.command()
 @click.option("--minutes", default=1.5, show_default=True, help="Train for so long.")
 @click.option("--out", type=click.Path(), default="models/demo", show_default=True,
               help="Folder for the model; one that is there is used as it is.")  # fmt: skip

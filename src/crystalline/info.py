@@ -11,8 +11,8 @@ from typing import Any
 from crystalline.checkpoint import CHECKSUMS, COMMIT, STATE, load_model, load_training
 from crystalline.config import parameter_count
 from crystalline.files import parse_manifest
-from crystalline.progress import clock, plural, score
 from crystalline.shards import TokenStore
+from crystalline.words import clock, plural, score
 
 
 def describe(folder: str | os.PathLike[str]) -> dict[str, Any]:

@@ -6,13 +6,13 @@ data: the events of ``--json``, generated text, tables of ``info``.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shlex
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import click
@@ -24,6 +24,9 @@ from rich.table import Table
 from rich.text import Text
 
 from crystalline.errors import tame
+from crystalline.spheres.live import LiveTraining
+from crystalline.spheres_view import Recent, as_lines, board_view, changed, mapping, summary
+from crystalline.words import clock, plural, score, short
 
 Event = dict[str, Any]
 
@@ -32,39 +35,13 @@ LINE_SHARE = 0.02  # of the steps between two plain lines, and
 LINE_SECONDS = (1.0, 10.0)  # at least so long, but never longer than that
 SMOOTH = 0.95  # of the shown loss comes from the steps before
 NOTABLE = 0.995  # a best validation below this share of the last one is worth a word
+LOOK_SECONDS = 0.25  # between two looks at the board of another training
+FIRST_SECONDS = 1.0  # waited at most for what the first look shows
 PHASES = {"tokenizer": "learning a vocabulary", "tokens": "turning text into tokens"}
 NEXT = {"tokenizer": "learning a vocabulary", "tokens": "measuring how fast this computer is"}
 
 
-# --- numbers and sentences ------------------------------------------------------------------------
-
-
-def short(n: float) -> str:
-    """A count in three digits: 950, 12.3 k, 1.05 M."""
-    for size, unit in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
-        if n >= 0.9995 * size:
-            x = n / size
-            return f"{x:.{2 if x < 9.995 else 1 if x < 99.95 else 0}f}{unit}"
-    return f"{n:.0f}"
-
-
-def clock(seconds: float) -> str:
-    """0:42, 1:05:09 or 2 d 3 h."""
-    s = max(0, round(seconds))
-    if s >= 86400:
-        return f"{s // 86400} d {s % 86400 // 3600} h"
-    return f"{s // 3600}:{s // 60 % 60:02}:{s % 60:02}" if s >= 3600 else f"{s // 60}:{s % 60:02}"
-
-
-def plural(n: int, word: str) -> str:
-    """1 step, 2,000 steps."""
-    return f"{n:,} {word}{'' if n == 1 else 's'}"
-
-
-def score(loss: float, bits_per_byte: float | None) -> str:
-    """A validation in words."""
-    bits = "" if bits_per_byte is None else f", {bits_per_byte:.3f} bits per byte"
-    return f"{loss:.3f} nats per token{bits}"
+# --- sentences ------------------------------------------------------------------------------------
 
 
 def _kind(skipped: dict[str, str]) -> str:
@@ -114,8 +91,8 @@ def planned(e: Event) -> list[tuple[str, str]]:
         ("data", f"{short(e['train_tokens'])} tokens to learn from{held}, "
          f"vocabulary {e['vocab_size']:,}"),
         ("training", f"{steps} of {batch}, learning rate {e['lr']:.2g}, seed {e['seed']}"),
-        ("machine", f"{plural(e['threads'], 'thread')}, {e['isa']}, "
-         f"memory forecast {e['memory_mib']:,.0f} MiB"),
+        ("machine", f"{e['machine']}, {e['isa']}, memory forecast {e['memory_mib']:,.0f} MiB"),
+        *mapping(e),
         ("folder", tame(e["out"])),
     ]  # fmt: skip
 
@@ -176,10 +153,14 @@ class Lines:
         elif kind in ("plan", "done"):
             rows = planned(e) if kind == "plan" else finished(e)
             self._print(*(f"{name:<11} {text}" for name, text in rows))
+            if kind == "done":
+                self._print("", *as_lines(summary(e)))
         elif kind == "step":
             self._step(e)
         elif kind == "validation":
             self._print(validated(e))
+        elif kind == "hierarchy":
+            self._print(changed(e))
 
     def _print(self, *lines: str) -> None:
         for line in lines:
@@ -233,12 +214,17 @@ class Screen:
             self._work(phase if done < total else NEXT[e["phase"]])
         elif kind in ("plan", "done"):
             self._table(planned(e) if kind == "plan" else finished(e), kind == "done")
+            if kind == "done":
+                self.console.print(summary(e))
+                self.console.print()
             self._work("" if kind == "done" else "starting")
         elif kind == "step":
             self.doing = self._training(e, self.loss.add(e["loss"]))
         elif kind == "validation":
             self.validation = f"{e['loss']:.3f} ({e['bits_per_byte']:.2f} bits per byte)"
             self.console.print(Text(validated(e), style="green"))
+        elif kind == "hierarchy":
+            self.console.print(Text(changed(e)))
 
     def _work(self, text: str) -> None:
         unicode = self.console.encoding.lower().startswith("utf")
@@ -275,7 +261,7 @@ class Screen:
         return Group(bar, figures)
 
 
-@contextmanager
+@contextlib.contextmanager
 def display(quiet: bool, as_json: bool) -> Iterator[Callable[[Event], None]]:
     """Something to give to ``train`` as ``on_event``, while the training lasts."""
     if quiet:
@@ -290,3 +276,47 @@ def display(quiet: bool, as_json: bool) -> Iterator[Callable[[Event], None]]:
             screen = Screen(console)
             with screen.live:
                 yield screen
+
+
+# --- another process's training -------------------------------------------------------------------
+
+
+def watch(folder: str, once: bool) -> None:
+    """Shows the spheres of the training that runs in ``folder``: until it ends on a terminal, as
+    they are now elsewhere or with ``once``.  Raises UsageError where no training runs."""
+    console, recent = Console(highlight=False), Recent()
+    with LiveTraining.attach(folder) as training:
+        _first(training, recent)
+        if once or not console.is_terminal or console.is_dumb_terminal:
+            console.print(_now(recent, 1000), no_wrap=not console.is_terminal)
+            return
+        live = Live(
+            get_renderable=lambda: _now(recent, console.height), console=console,
+            auto_refresh=False,
+        )  # fmt: skip
+        with contextlib.suppress(KeyboardInterrupt), live:  # which only ends the looking
+            while training.shown:
+                recent.add(training.board())
+                live.refresh()
+                time.sleep(LOOK_SECONDS)
+    if not training.shown:
+        last = recent.now or {}
+        at = f"; last seen at step {last['step']:,} of {last['steps']:,}" if "step" in last else ""
+        console.print(Text(f"the training has ended{at}"))
+
+
+def _first(training: LiveTraining, recent: Recent) -> None:
+    """Waits a moment for two boards, as rates are differences; a pause shows one alone."""
+    until = time.monotonic() + FIRST_SECONDS
+    while recent.before is None and time.monotonic() < until and training.shown:
+        recent.add(training.board())
+        if recent.now is not None and recent.now["state"] != "RUNNING":
+            return
+        time.sleep(0.02)
+
+
+def _now(recent: Recent, height: int) -> RenderableType:
+    board = recent.now
+    if board is None:
+        return Text("the training has shown nothing yet")
+    return board_view(board, recent.before, time.time() - board["time"], height)

@@ -165,6 +165,11 @@ class LiveTraining:
         """Whether the process still runs that was met."""
         return _runs(self._notice)
 
+    @property
+    def shown(self) -> bool:
+        """Whether the training that was met still shows itself: a process may outlive its own."""
+        return self.alive and _notice(self.folder) == self._notice
+
     def weights(self, out: Floats) -> tuple[int, int]:
         """All parameters of one step into ``out`` (parameters,) float32: the step, the version.
 
@@ -245,4 +250,4 @@ def _runs(notice: Notice) -> bool:
 
 
 def _none_runs(folder: Path) -> NoReturn:
-    raise UsageError(f"{folder}: no training runs there; leave out --live")
+    raise UsageError(f"{folder}: no training runs there now; crystalline train begins one")

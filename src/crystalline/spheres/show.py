@@ -43,8 +43,8 @@ class Show:
         trainer = self.trainer
         self.shown = time.monotonic()
         snapshot = {
-            "state": str(trainer.node.state) if trainer.node else "", "model": str(trainer.out),
-            "isa": trainer.team.isa, "steal": trainer.crew.steal,
+            "time": time.time(), "state": str(trainer.node.state) if trainer.node else "",
+            "model": str(trainer.out), "isa": trainer.team.isa, "steal": trainer.crew.steal,
             "pinned": trainer.team.cpus is not None,
             **{k: self.event[k] for k in BOARD_EVENT if k in self.event},
             **trainer.stats.snapshot(),
