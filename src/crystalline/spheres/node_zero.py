@@ -188,7 +188,8 @@ class NodeZero:
         while not self._done.wait(max(0.0, min(SIGNAL_SECONDS, until - time.monotonic()))):
             if time.monotonic() >= until:
                 return False
-        self._thread.join()
+        if self._thread.ident is not None:  # else it could not be started
+            self._thread.join()
         if self.error is not None:
             raise self.error
         return True
