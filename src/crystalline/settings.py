@@ -62,8 +62,10 @@ def _set_batch_size(trainer: Trainer, value: float) -> None:
         )
     trainer.recipe = replace(recipe, batch_size=size)
     trainer.plan_batches()
-    if trainer.options.get("epochs"):
-        _set_epochs(trainer, float(trainer.options["epochs"]))
+    epochs = float(trainer.options.get("epochs") or 0)
+    # A training that was given more steps than its epochs have keeps its number of steps.
+    if trainer.batches.sequences_in(epochs) > trainer.progress.sequences:
+        _set_epochs(trainer, epochs)
 
 
 def _set_epochs(trainer: Trainer, value: float) -> None:

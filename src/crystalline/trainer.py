@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from crystalline._native import pin_thread
 from crystalline._queue import SphereMessage
-from crystalline.errors import Interrupted
+from crystalline.errors import Interrupted, UsageError
 from crystalline.pacing import REPLANS, VALIDATIONS, passes
 from crystalline.settings import perform
 from crystalline.signals import noted_signals
@@ -46,18 +46,18 @@ class Trainer(Training):
         """Trains in the background; returns the handle.  ``replay`` are commands as another
         training recorded them (``commands``): told the same ones, this one ends in the same bits.
         Signals are the caller's affair."""
-        self.node = NodeZero(self, replay)
-        self.node.start()
-        return self.node
+        node = self._new_node(replay)
+        node.start()
+        return node
 
     def run(self, replay: Sequence[Command] = ()) -> None:
         """Trains to the end of the course.  A signal ends it early, after a checkpoint; a second
         Ctrl-C ends it without one."""
         p = self.progress
-        node = self.node = NodeZero(self, replay)
+        node = self._new_node(replay)
         with noted_signals(node.request_stop) as stop:
-            node.start()
             try:
+                node.start()
                 node.wait()
             except KeyboardInterrupt:
                 node.abort()
@@ -69,6 +69,13 @@ class Trainer(Training):
             )
             error.exit_code = 128 + (stop.signal or 2)
             raise error
+
+    def _new_node(self, replay: Sequence[Command]) -> NodeZero:
+        """A control thread for this run.  UsageError while another one drives this training."""
+        if self.node is not None and self.node.alive:
+            raise UsageError(f"this training is {self.node.state} already; wait for its end")
+        self.node = NodeZero(self, replay)
+        return self.node
 
     def aim(self, deadline: float) -> None:
         """Sets the end so that the run is over at ``deadline`` (time.monotonic)."""

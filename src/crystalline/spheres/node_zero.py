@@ -16,6 +16,7 @@ answer, is woken.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import itertools
 import math
 import os
@@ -31,7 +32,7 @@ from crystalline._queue import MessageQueue, SphereMessage
 from crystalline.errors import QueueClosed, UsageError
 from crystalline.spheres.messages import ALL_SPHERES, NORMAL, NOTICE, URGENT, MessageType, Setting
 
-INBOX = 256  # commands under way
+INBOX = 256  # commands under way; so many are obeyed between two steps, at most
 SIGNAL_SECONDS = 0.1  # a signal that another thread got is seen after so long
 
 
@@ -55,9 +56,7 @@ class Command(TypedDict):
     values: list[float]
 
 
-REPLAYED = {
-    MessageType[name] for name in ("CHECKPOINT", "SET", "SPAWN", "TERMINATE", "REBALANCE")
-}
+REPLAYED = {MessageType[name] for name in ("CHECKPOINT", "SET", "SPAWN", "TERMINATE", "REBALANCE")}
 RECORDED = REPLAYED | {MessageType.PAUSE, MessageType.RESUME, MessageType.STOP}
 
 
@@ -106,7 +105,7 @@ class NodeZero:
         self._tickets: dict[int, Future[Any]] = {}
         self._numbers = itertools.count(1)
         self._done = threading.Event()
-        self._abort = False
+        self._abort = self._started = False
         self._process = os.getpid()
         self.state = State.INITIALIZING
         self.error: BaseException | None = None
@@ -117,9 +116,17 @@ class NodeZero:
     # --- the handle: called from any thread -------------------------------------------------------
 
     def start(self) -> None:
-        """Starts the thread and lets it run."""
+        """Starts the thread and lets it run.  UsageError when it was started before."""
+        if self._started:
+            raise UsageError(f"this handle was started before and is {self.state}; make another")
+        self._started = True
         atexit.register(self._at_exit)
-        self._thread.start()
+        try:
+            self._thread.start()
+        except RuntimeError as error:  # the system has no room for a thread
+            self._failed(error)
+            self._end()
+            raise
         self._send(MessageType.START)
 
     def pause(self) -> int:
@@ -175,18 +182,22 @@ class NodeZero:
         """Waits for the end, at most ``timeout`` seconds; whether it came.  Raises the error that
         ended a failed training."""
         self._here()
+        if self._on_control_thread():
+            raise UsageError("the control thread cannot wait for its own end; stop, or return")
         until = math.inf if timeout is None else time.monotonic() + timeout
         while not self._done.wait(max(0.0, min(SIGNAL_SECONDS, until - time.monotonic()))):
             if time.monotonic() >= until:
                 return False
-        self._thread.join()
+        if self._thread.ident is not None:  # else it could not be started
+            self._thread.join()
         if self.error is not None:
             raise self.error
         return True
 
     def subscribe(self, capacity: int = 1024) -> MessageQueue:
-        """A queue that gets what happens from now on; what does not fit is dropped, and counted."""
-        self._here()
+        """A queue that gets what happens from now on; what does not fit is dropped, and counted.
+        Who closes it hears no more."""
+        self._alone()
         queue = MessageQueue(capacity)
         self._subscribers.append(queue)
         if self._done.is_set():
@@ -195,55 +206,67 @@ class NodeZero:
 
     def request_stop(self) -> None:
         """Asks for the end without waiting; may be called in a signal handler."""
-        self._send(MessageType.STOP, priority=URGENT)
+        # Where there is no room, so many have asked before.
+        self._send(MessageType.STOP, priority=URGENT, timeout=0.0)
 
     def abort(self) -> None:
         """Ends the training after the step at hand, without a checkpoint, and waits for that."""
+        self._here()
         self._abort = True
         self.request_stop()
-        self._thread.join()
+        while not self._on_control_thread() and not self._done.wait(SIGNAL_SECONDS):
+            pass
 
-    def _here(self) -> None:
+    def _alone(self) -> None:
         if os.getpid() != self._process:
             raise UsageError(
                 f"this training runs in process {self._process}; a forked copy cannot command it"
             )
+
+    def _here(self) -> None:
+        self._alone()
+        if not self._started:
+            raise UsageError("the training has not been started; nobody would answer")
+
+    def _on_control_thread(self) -> bool:
+        return threading.current_thread() is self._thread
 
     def _ask(
         self, kind: MessageType, *, priority: int = NORMAL, sphere: int = ALL_SPHERES,
         values: Sequence[float] = (),
     ) -> Any:  # fmt: skip
         self._here()
-        answer = self._send(kind, priority=priority, sphere=sphere, values=values)
-        if threading.current_thread() is self._thread:
+        # The control thread cannot wait for itself to make room.
+        timeout = 0.0 if self._on_control_thread() else None
+        answer = self._send(kind, priority=priority, sphere=sphere, values=values, timeout=timeout)
+        if self._on_control_thread() and not answer.done():
             return 0
         return answer.result()
 
     def _send(
         self, kind: MessageType, *, priority: int = NORMAL, sphere: int = ALL_SPHERES,
-        values: Sequence[float] = (),
+        values: Sequence[float] = (), timeout: float | None = None,
     ) -> Future[Any]:  # fmt: skip
         number, answer = next(self._numbers), Future[Any]()
-        self._tickets[number] = answer
         message = SphereMessage(kind, priority, sphere, number, values=values)
-        # The control thread cannot wait for itself to make room.
-        timeout = 0.0 if threading.current_thread() is self._thread else None
+        self._tickets[number] = answer
         try:
             taken = self._inbox.send_wait(message, timeout=timeout)
         except QueueClosed:
             taken = True
             self._refuse_all()
-        if not taken:
-            del self._tickets[number]
+        # Without a ticket it has been refused meanwhile, because the training is over.
+        if not taken and self._tickets.pop(number, None) is not None:
             answer.set_exception(UsageError(f"{kind.name}: too many commands are under way"))
         return answer
 
     def _refuse_all(self) -> None:
-        """The training is over: nobody waits for an answer any more."""
-        while self._tickets:
-            _, answer = self._tickets.popitem()
-            reason = self.error or UsageError(f"the training is over ({self.state})")
-            answer.set_exception(reason)
+        """The training is over: nobody waits for an answer any more.  Any thread may be here."""
+        with contextlib.suppress(KeyError):  # empty, perhaps by another's doing
+            while True:
+                _, answer = self._tickets.popitem()
+                reason = self.error or UsageError(f"the training is over ({self.state})")
+                answer.set_exception(reason)
 
     def _at_exit(self) -> None:
         if os.getpid() == self._process and self._thread.is_alive():
@@ -256,9 +279,16 @@ class NodeZero:
         try:
             self._drive()
         except BaseException as error:  # whatever it is, those who wait must hear of it
-            self.error, self.traceback = error, traceback.format_exc()
+            self._failed(error)
         finally:
             self._end()
+
+    def _failed(self, error: BaseException) -> None:
+        """The first error is the one to tell; without memory it is told without its traceback."""
+        if self.error is None:
+            self.error = error
+            with contextlib.suppress(Exception):
+                self.traceback = "".join(traceback.format_exception(error))
 
     def _drive(self) -> None:
         driver = self._driver
@@ -278,15 +308,12 @@ class NodeZero:
         """Obeys what is to be replayed here and what has arrived; while paused, waits for more."""
         step = self._driver.step_number
         while self._replay and self._replay[0]["step"] <= step:
-            command = self._replay.pop(0)
-            self._obey(
-                SphereMessage(
-                    MessageType[command["command"]], sphere=command["sphere"],
-                    values=command["values"],
-                )
-            )
-        while self.state is not State.STOPPING:
-            paused = self.state is State.PAUSED
+            c = self._replay.pop(0)
+            kind = MessageType[c["command"]]
+            self._obey(SphereMessage(kind, sphere=c["sphere"], values=c["values"]))
+        left = INBOX  # who never tires of sending must not keep the next step from its turn
+        while self.state is State.PAUSED or (self.state is State.RUNNING and left > 0):
+            paused, left = self.state is State.PAUSED, left - 1
             message = self._inbox.receive_wait(timeout=None if paused else 0.0)
             if message is None:
                 return
@@ -299,6 +326,11 @@ class NodeZero:
         step = self._driver.step_number
         try:
             result = self._carry_out(kind, message)
+            if kind in RECORDED:
+                values = list(message.values)
+                self._driver.record(
+                    Command(step=step, command=kind.name, sphere=message.sphere, values=values)
+                )
         except UsageError as refused:
             if answer is None:  # replayed: then it is not the same training
                 raise
@@ -308,13 +340,6 @@ class NodeZero:
             if answer is not None:
                 answer.set_exception(error)
             raise
-        if kind in RECORDED:
-            self._driver.record(
-                Command(
-                    step=step, command=kind.name, sphere=message.sphere,
-                    values=list(message.values),
-                )
-            )
         if answer is not None:
             answer.set_result(result if kind is MessageType.STATS else step)
 
@@ -334,28 +359,38 @@ class NodeZero:
     def _change_pause(self, before: State, after: State) -> None:
         if self.state not in (before, after):
             raise UsageError(f"the training is {self.state}; it cannot become {after}")
-        if self.state is before:
-            self.state = after
+        if self.state is not before:
+            return
+        self.state = after  # first: what is shown of it is the new state
+        try:
             self._driver.paused(after is State.PAUSED)
+        except BaseException:
+            self.state = before  # who is told that it was refused must find it so
+            raise
 
     def _tell(self, message: SphereMessage) -> None:
-        for queue in self._subscribers:
-            queue.send(message)
+        for queue in list(self._subscribers):
+            try:
+                queue.send(message)
+            except QueueClosed:  # by the subscriber
+                self._subscribers.remove(queue)
 
     def _end(self) -> None:
+        """Whatever goes wrong here too, those who wait are woken."""
         try:
             self._driver.close()
         except BaseException as error:
-            self.error = self.error or error
-            self.traceback = self.traceback or traceback.format_exc()
+            self._failed(error)
         self.state = State.FAILED if self.error is not None else State.STOPPED
-        step = self._driver.step_number
-        if self.error is not None:
-            self._tell(SphereMessage(MessageType.ERROR, priority=URGENT, step=step))
-        self._tell(SphereMessage(MessageType.SHUTDOWN, priority=NOTICE, step=step))
-        self._inbox.close()
-        self._refuse_all()
-        atexit.unregister(self._at_exit)
-        self._done.set()
-        for queue in self._subscribers:
-            queue.close()
+        try:
+            step = self._driver.step_number
+            if self.error is not None:
+                self._tell(SphereMessage(MessageType.ERROR, priority=URGENT, step=step))
+            self._tell(SphereMessage(MessageType.SHUTDOWN, priority=NOTICE, step=step))
+        finally:
+            self._inbox.close()
+            self._refuse_all()
+            atexit.unregister(self._at_exit)
+            self._done.set()
+            for queue in self._subscribers:
+                queue.close()

@@ -1,0 +1,78 @@
+"""A watchdog and a leak check: a test that hangs ends with all stacks, one that leaks fails."""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import gc
+import os
+import time
+from collections.abc import Callable, Iterator
+from multiprocessing import resource_tracker
+from pathlib import Path
+from typing import NamedTuple
+
+import psutil
+from conftest import segments_left
+
+PATIENCE = 10.0  # seconds in which what is ending must have ended
+
+
+@contextlib.contextmanager
+def watchdog(seconds: float) -> Iterator[None]:
+    """Past ``seconds`` every thread's stack is printed and the process ends."""
+    faulthandler.dump_traceback_later(seconds, exit=True)
+    try:
+        yield
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+
+
+class Held(NamedTuple):
+    """What a process holds."""
+
+    threads: int
+    files: int
+    segments: frozenset[str]
+    children: frozenset[int]
+
+
+def held() -> Held:
+    """By this process, now."""
+    gc.collect()
+    children = {child.pid for child in psutil.Process().children(recursive=True)}
+    return Held(
+        len(os.listdir("/proc/self/task")), len(os.listdir("/proc/self/fd")),
+        frozenset(segments_left()), frozenset(children),
+    )  # fmt: skip
+
+
+def more(now: Held, before: Held) -> dict[str, object]:
+    """What is held beyond ``before``."""
+    grown: dict[str, object] = {
+        "threads": now.threads - before.threads, "files": now.files - before.files,
+        "segments": now.segments - before.segments, "children": now.children - before.children,
+    }  # fmt: skip
+    return {k: v for k, v in grown.items() if (v if not isinstance(v, int) else v > 0)}
+
+
+@contextlib.contextmanager
+def nothing_leaks() -> Iterator[None]:
+    """The block ends with no more threads, files, segments and children than it began with."""
+    resource_tracker.ensure_running()  # the one child and file that the first region leaves
+    before = held()
+    yield
+    until = time.monotonic() + PATIENCE
+    while (left := more(held(), before)) and time.monotonic() < until:
+        time.sleep(0.02)  # a thread that was joined is in /proc for a moment more
+    if left:
+        names = [os.readlink(p) for p in Path("/proc/self/fd").iterdir() if p.exists()]
+        raise AssertionError(f"left behind: {left}; open: {names}")
+
+
+def eventually(true: Callable[[], object], seconds: float = 60) -> None:
+    """Waits until it is true; what never is, is a failure."""
+    until = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < until, f"not true within {seconds} seconds"
+        time.sleep(0.001)
