@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 SOURCES := pyproject.toml CMakeLists.txt $(shell find src -type f ! -name '*.pyc')
 QUICK_C := tests/test_kernel*.py tests/test_guard_pages.py tests/test_team.py tests/test_model.py tests/test_inference.py tests/test_region*.py
 
-.PHONY: demo install test lint coverage-c sanitize kill fuzz bench clean
+.PHONY: demo install test lint coverage-c sanitize memcheck kill fuzz bench clean
 
 ## demo: install, train on the bundled text while you watch, and print what the model writes
 demo: $(VENV)/installed
@@ -53,6 +53,10 @@ sanitize: $(VENV)/tested
 	  PYTHONPATH=build/sanitize/site \
 	  $(BIN)/python -m pytest -q -s -p no:cacheprovider $(QUICK_C) \
 	  --deselect tests/test_guard_pages.py::test_the_guard_is_one
+
+## memcheck: whole trainings under valgrind, on two instruction sets at once; nothing is suppressed
+memcheck: $(VENV)/tested
+	$(BIN)/python tests/memcheck.py portable avx2
 
 ## kill: a hundred kill -9 in one training, each time resumed; the short version is in `make test`
 kill: $(VENV)/tested
