@@ -4,9 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := pyproject.toml CMakeLists.txt $(shell find src -type f ! -name '*.pyc')
 QUICK_C := tests/test_kernel*.py tests/test_guard_pages.py tests/test_team.py tests/test_model.py tests/test_inference.py \
-  tests/test_region*.py tests/test_queue.py tests/test_queue_memory.py tests/test_queue_processes.py
+  tests/test_region*.py tests/test_arrange.py tests/test_pinning.py tests/test_lengths.py \
+  tests/test_queue.py tests/test_queue_memory.py tests/test_queue_processes.py
 
-.PHONY: demo install test lint coverage-c sanitize tsan kill soak-queue fuzz bench clean
+.PHONY: demo install test lint coverage-c sanitize tsan memcheck kill soak-queue fuzz bench clean
 
 ## demo: install, train on the bundled text while you watch, and print what the model writes
 demo: $(VENV)/installed
@@ -58,6 +59,10 @@ sanitize: $(VENV)/tested
 ## tsan: the message queue at length under the thread sanitizer
 tsan: $(VENV)/tested
 	CRYSTALLINE_SOAK=100000000 $(BIN)/python -m pytest -q -s tests/test_queue_soak.py -k race
+
+## memcheck: whole trainings under valgrind, on two instruction sets at once; nothing is suppressed
+memcheck: $(VENV)/tested
+	$(BIN)/python tests/memcheck.py portable avx2
 
 ## kill: a hundred kill -9 in one training, each time resumed; the short version is in `make test`
 kill: $(VENV)/tested

@@ -2,6 +2,8 @@
 #ifndef CRY_POOL_H
 #define CRY_POOL_H
 
+#include <pthread.h>
+
 #include "parallel.h"
 
 /* A leaf's counter: the region it counts for, above the number of its tasks that are taken.  Of an

@@ -129,12 +129,15 @@ class SphereHierarchy:
 
     def rebalance(self, leaf_busy: Sequence[int] | NDArray[np.int64]) -> int:
         """Gives leaves of the busiest threads to the least busy, by the measured time of each leaf,
-        as long as that lowers the greater of the two; returns how many moved."""
+        as long as that lowers the greater of the two; returns how many moved.
+
+        A leaf's time is that of its owner's CPU: on one twice as fast it is half."""
         cost = np.asarray(leaf_busy, np.float64)
         if len(cost) != len(self.leaves):
             raise ValueError(f"rebalance: {len(cost)} times for {len(self.leaves)} leaves")
         owner = self.owners()
         speed = np.array(self.allocation.capacity)
+        cost = cost * speed[owner]  # work, which stays the same wherever it is done
         load = np.bincount(owner, cost, self.allocation.threads)
         moved = 0
         while moved < len(owner):
@@ -159,8 +162,7 @@ class SphereHierarchy:
     def adapt(self, thread_busy: NDArray[np.int64], leaf_busy: NDArray[np.int64]) -> str | None:
         """What an automatic hierarchy does about uneven threads: leaves move, and if none can be
         moved to any good, they are cut finer.  Returns what was done, None for nothing."""
-        busy = thread_busy / np.array(self.allocation.capacity)
-        if not self.automatic or busy.max() <= UNEVEN * busy.mean():
+        if not self.automatic or thread_busy.max() <= UNEVEN * thread_busy.mean():
             return None
         if self.rebalance(leaf_busy):
             return "rebalanced"
