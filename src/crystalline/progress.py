@@ -288,11 +288,15 @@ def watch(folder: str, once: bool) -> None:
     with LiveTraining.attach(folder) as training:
         _first(training, recent)
         if once or not console.is_terminal or console.is_dumb_terminal:
-            console.print(_now(recent, 1000), no_wrap=not console.is_terminal)
+            view = _now(recent, 1000)
+            if console.is_terminal:
+                console.print(view)
+            else:
+                click.echo("\n".join(as_lines(view)))
             return
         live = Live(
             get_renderable=lambda: _now(recent, console.height), console=console,
-            auto_refresh=False,
+            auto_refresh=False, vertical_overflow="crop",
         )  # fmt: skip
         with contextlib.suppress(KeyboardInterrupt), live:  # which only ends the looking
             while training.shown:
