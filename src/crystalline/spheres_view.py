@@ -27,7 +27,10 @@ WINDOW = 6  # boards: rates are differences over the last second or so, or they 
 BESIDE_THREADS = 21  # lines of the board that are not threads
 TIMES = ("busy", "barrier", "idle")
 SHARES = ("busy%", "barrier%", "idle%")  # the columns that tell them
-SPARE = ("cross", "stolen", "tasks", "norm%", "leaves", "tokens", "threads", "spheres", "idle%")
+SPARE = (  # columns that go where there is no room, the first ones first
+    "cross", "stolen", "tasks", "norm%", "leaves", "tokens", "threads", "spheres", "idle%",
+    "barrier%", "loss", "tokens/s",
+)  # fmt: skip
 CHILDREN = ("", " x 12 children", " x 12 children x 12 grandchildren")
 
 
@@ -53,7 +56,7 @@ def mapping(e: Facts) -> list[tuple[str, str]]:
     named = _threads(e) if e["threads"] <= LISTED else _kinds(e)
     stealing = "on" if e["steal"] else "off"
     each = ""
-    if e["leaves"] > SPHERES and e["threads"] > 1:
+    if e["leaves"] > SPHERES and 1 < e["threads"] <= e["leaves"]:
         each = f", about {e['leaves'] / e['threads']:,.0f} a thread"
     return [
         ("threads", f"{plural(e['threads'], 'thread')}, {pinned}"),
@@ -94,8 +97,8 @@ def _kinds(e: Facts) -> list[str]:
         if e["pinned"]:
             cpus = f" (CPUs {spans((e['cpus'][t] for t in threads), 24)})"
         what = f"{plural(count, 'sphere')} each" if count else "no sphere of their own"
-        if not count and e["leaves"] > SPHERES:
-            what += ", leaves of others"
+        if not count and e["leaves"] >= e["threads"]:
+            what = "leaves of other threads' spheres"
         who = "thread" if len(threads) == 1 else "threads"
         lines.append(f"{who} {spans(threads, 24)}{cpus}: {what}")
     return lines
@@ -120,7 +123,7 @@ def summary(e: Facts) -> Group:
         table.add(
             str(row["sphere"]), _who(row["threads"]), _count(row["tokens"]),
             _count(row["tasks"]), _count(row["stolen"]), *_percents(row, None),
-            f"{row['loss']:.3f}", _percent(row["norm_share"]),
+            _loss(row["loss"]), _percent(row["norm_share"]),
         )  # fmt: skip
     return Group(table, Text(), Text(balance(e["threads"])))
 
@@ -209,7 +212,7 @@ def _spheres(board: Facts, before: Facts | None) -> Sheet:
         table.add(
             str(row["sphere"]), _who(row["threads"]),
             f"{tokens / seconds:,.0f}" if seconds > 0 else "-", *_percents(row, old),
-            _count(row["tasks"]), _count(row["stolen"]), f"{row['loss']:.3f}",
+            _count(row["tasks"]), _count(row["stolen"]), _loss(row["loss"]),
             _percent(row["norm_share"]), _count(row["crossings"]),
         )  # fmt: skip
     return table
@@ -279,6 +282,11 @@ def _count(n: int) -> str:
 def _who(threads: Sequence[int]) -> str:
     said = spans(threads, 7)
     return said if len(said) <= 7 else f"{len(threads)} thr"
+
+
+def _loss(loss: float) -> str:
+    """A batch of fewer than 12 sequences leaves some spheres without one, and so without a loss."""
+    return f"{loss:.3f}" if loss else "-"
 
 
 def _percent(share: float) -> str:
