@@ -282,7 +282,8 @@ def test_a_whole_training_in_plain_lines(text_file: Path, tmp_path: Path) -> Non
     assert (code, out) == (0, "")
     lines = err.splitlines()
     for words in ("machine     ", "threads     2 threads, each kept on its CPU",
-                  "            thread 1 (CPU ", "spheres     12 spheres x 12 children = 144 "):  # fmt: skip
+                  "            thread 1 (CPU ",
+                  "spheres     12 spheres x 12 children = "):  # fmt: skip
         assert any(line.startswith(words) for line in lines), words
     rows = rows_of(lines, "sphere")
     assert [row[0] for row in rows] == [str(g) for g in range(12)]
