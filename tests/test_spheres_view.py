@@ -21,13 +21,13 @@ from terminal import on_terminal
 
 from crystalline import api
 from crystalline.errors import UsageError
+from crystalline.progress import Lines, Screen
 from crystalline.spheres import LiveTraining
 from crystalline.spheres_view import (
     Recent,
     as_lines,
     balance,
     board_view,
-    changed,
     hierarchy,
     mapping,
     summary,
@@ -112,11 +112,20 @@ def test_hierarchies_in_words() -> None:
     assert hierarchy([1] * 12) == "12 spheres, each works itself"
     assert hierarchy([3] * 12) == "12 spheres x 12 children x 12 grandchildren = 1,728 leaves"
     assert hierarchy([1] * 10 + [2, 3]) == "12 spheres, 2 of them with children = 166 leaves"
-    event = {"event": "hierarchy", "step": 1050, "what": "spawned", "depths": [2] * 12}
-    assert changed(event).startswith("step 1,050: threads were uneven, so spheres got children: 12")
-    assert "leaves moved" in changed(event | {"what": "rebalanced"})
     assert spans([7, 1, 0, 4, 5, 6], 20) == "0,1,4-7"
     assert spans(range(0, 40, 2), 20) == "20 of them"
+
+
+def test_children_that_came_by_themselves_are_worth_a_line(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    event = {"event": "hierarchy", "step": 1050, "what": "spawned", "depths": [2] * 12}
+    console = Console(file=io.StringIO(), force_terminal=True, width=80, color_system=None)
+    for show in (Lines(), Screen(console)):
+        show(event)
+        show(event | {"what": "rebalanced"})
+    line = "step 1,050: threads were uneven, so spheres got children: 144 leaves\n"
+    assert (capsys.readouterr().err, console.file.getvalue()) == (line, line)  # type: ignore[attr-defined]
 
 
 # --- after ----------------------------------------------------------------------------------------

@@ -160,7 +160,7 @@ class Lines:
         elif kind == "validation":
             self._print(validated(e))
         elif kind == "hierarchy":
-            self._print(changed(e))
+            self._print(*changed(e))
 
     def _print(self, *lines: str) -> None:
         for line in lines:
@@ -224,7 +224,8 @@ class Screen:
             self.validation = f"{e['loss']:.3f} ({e['bits_per_byte']:.2f} bits per byte)"
             self.console.print(Text(validated(e), style="green"))
         elif kind == "hierarchy":
-            self.console.print(Text(changed(e)))
+            for line in changed(e):
+                self.console.print(Text(line))
 
     def _work(self, text: str) -> None:
         unicode = self.console.encoding.lower().startswith("utf")

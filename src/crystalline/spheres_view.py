@@ -104,13 +104,13 @@ def _kinds(e: Facts) -> list[str]:
     return lines
 
 
-def changed(e: Facts) -> str:
-    """A hierarchy event in a line."""
-    if e["what"] == "spawned":
-        what = f"threads were uneven, so spheres got children: {hierarchy(e['depths'])}"
-    else:
-        what = "threads were uneven, so leaves moved to the less busy ones"
-    return f"step {e['step']:,}: {what}"
+def changed(e: Facts) -> list[str]:
+    """A hierarchy event in a line, if it is worth one: that leaves move between threads is daily
+    work where others use the machine too."""
+    if e["what"] != "spawned":
+        return []
+    leaves = sum(12 ** (depth - 1) for depth in e["depths"])
+    return [f"step {e['step']:,}: threads were uneven, so spheres got children: {leaves:,} leaves"]
 
 
 # --- after: what each sphere did ------------------------------------------------------------------
