@@ -50,3 +50,10 @@ def invoke(*args: Any) -> str:
     result = CliRunner().invoke(cli, [str(a) for a in args], catch_exceptions=False)
     assert result.exit_code == 0, result.output
     return result.stdout
+
+
+def rows_of(lines: list[str], head: str) -> list[list[str]]:
+    """The cells below the first line that begins with a word, until an empty one."""
+    at = next(i for i, line in enumerate(lines) if line.split()[:1] == [head])
+    block = lines[at + 1 :]
+    return [line.split() for line in block[: block.index("") if "" in block else None]]

@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import fcntl
 import inspect
 import io
 import json
-import os
-import pty
 import re
 import signal
-import struct
 import sys
-import termios
-from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -22,6 +16,7 @@ import pytest
 from command import LIMIT, SMALL, invoke, run, start, weights
 from conftest import prose
 from rich.console import Console
+from terminal import on_terminal
 
 import crystalline
 from crystalline import cli
@@ -89,6 +84,7 @@ def test_train_writes_plain_lines_where_there_is_no_terminal(
     assert not CONTROL.search(err)
     for words in ("found 1 text", "23.0 k parameters", f"step {STEPS}/{STEPS} (100 %): loss",
                   "bits per byte", "tokens/s", "peak memory", "memory forecast",
+                  "12 spheres, each works itself", "thread balance: busiest 1.00 x the mean",
                   f"crystalline generate {tmp_path / 'm'}"):  # fmt: skip
         assert words in err
     assert len(err.splitlines()) < 50
@@ -188,33 +184,10 @@ def test_ctrl_c_while_the_text_is_read(
 # --- on a terminal --------------------------------------------------------------------------------
 
 
-def terminal_output(*args: Any) -> str:
-    """What a command shows on a terminal of 100 columns."""
-    ours, theirs = pty.openpty()
-    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 100, 0, 0))
-    process = start(*args, stdin=theirs, stdout=theirs, stderr=theirs)
-    os.close(theirs)
-    shown = b"".join(_chunks(ours))
-    os.close(ours)
-    assert process.wait(LIMIT) == 0
-    return shown.decode()
-
-
-def _chunks(descriptor: int) -> Iterator[bytes]:
-    while True:
-        try:
-            chunk = os.read(descriptor, 65536)
-        except OSError:  # the last process has closed the other end
-            return
-        if not chunk:
-            return
-        yield chunk
-
-
 def test_a_terminal_shows_a_live_display(text_file: Path, tmp_path: Path) -> None:
-    shown = terminal_output(
-        "train", text_file, "--out", tmp_path / "m", "--steps", 1000, *SMALL, "--lr", 0.003
-    )
+    args = ["train", text_file, "--out", tmp_path / "m", "--steps", 1000, *SMALL, "--lr", 0.003]
+    code, shown = on_terminal(lambda process, shown: None, *args)
+    assert code == 0
     plain = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", shown)
     assert plain != shown
     for words in ("found 1 text", "23.0 k parameters", " of 1,000", " left", "tokens/s ", "loss ",

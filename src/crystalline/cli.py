@@ -234,9 +234,9 @@ def info(folder: str, as_json: bool) -> None:
 @click.option("--once", is_flag=True, help="Show them as they are now, and end.")
 @click.option("--json", "as_json", is_flag=True, help="Write one JSON object, and end.")
 def spheres(folder: str, once: bool, as_json: bool) -> None:
-    """Watch the 12 spheres of the training that runs in FOLDER, from another terminal.
+    """Watch the 12 spheres of the training in FOLDER.
 
-    It is shown until the training ends, or you press Ctrl-C, which the training does not notice.
+    From another terminal, until the training ends or you press Ctrl-C, which it does not notice.
     Times are shares of each sphere's own: busy on its tasks, waiting at barriers for others, idle
     between them; norm is its share of the squared gradient norm.
     """

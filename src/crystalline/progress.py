@@ -160,7 +160,7 @@ class Lines:
         elif kind == "validation":
             self._print(validated(e))
         elif kind == "hierarchy":
-            self._print(changed(e))
+            self._print(*changed(e))
 
     def _print(self, *lines: str) -> None:
         for line in lines:
@@ -224,7 +224,8 @@ class Screen:
             self.validation = f"{e['loss']:.3f} ({e['bits_per_byte']:.2f} bits per byte)"
             self.console.print(Text(validated(e), style="green"))
         elif kind == "hierarchy":
-            self.console.print(Text(changed(e)))
+            for line in changed(e):
+                self.console.print(Text(line))
 
     def _work(self, text: str) -> None:
         unicode = self.console.encoding.lower().startswith("utf")
@@ -288,11 +289,15 @@ def watch(folder: str, once: bool) -> None:
     with LiveTraining.attach(folder) as training:
         _first(training, recent)
         if once or not console.is_terminal or console.is_dumb_terminal:
-            console.print(_now(recent, 1000), no_wrap=not console.is_terminal)
+            view = _now(recent, 1000)
+            if console.is_terminal:
+                console.print(view)
+            else:
+                click.echo("\n".join(as_lines(view)))
             return
         live = Live(
             get_renderable=lambda: _now(recent, console.height), console=console,
-            auto_refresh=False,
+            auto_refresh=False, vertical_overflow="crop",
         )  # fmt: skip
         with contextlib.suppress(KeyboardInterrupt), live:  # which only ends the looking
             while training.shown:

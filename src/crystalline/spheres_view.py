@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.table import Table
 from rich.text import Text
 
@@ -26,6 +26,11 @@ OLD = 2.0  # seconds from which on the age of a board is told
 WINDOW = 6  # boards: rates are differences over the last second or so, or they would flicker
 BESIDE_THREADS = 21  # lines of the board that are not threads
 TIMES = ("busy", "barrier", "idle")
+SHARES = ("busy%", "barrier%", "idle%")  # the columns that tell them
+SPARE = (  # columns that go where there is no room, the first ones first
+    "cross", "stolen", "tasks", "norm%", "leaves", "tokens", "threads", "spheres", "idle%",
+    "barrier%", "loss", "tokens/s",
+)  # fmt: skip
 CHILDREN = ("", " x 12 children", " x 12 children x 12 grandchildren")
 
 
@@ -51,7 +56,7 @@ def mapping(e: Facts) -> list[tuple[str, str]]:
     named = _threads(e) if e["threads"] <= LISTED else _kinds(e)
     stealing = "on" if e["steal"] else "off"
     each = ""
-    if e["leaves"] > SPHERES and e["threads"] > 1:
+    if e["leaves"] > SPHERES and 1 < e["threads"] <= e["leaves"]:
         each = f", about {e['leaves'] / e['threads']:,.0f} a thread"
     return [
         ("threads", f"{plural(e['threads'], 'thread')}, {pinned}"),
@@ -92,20 +97,20 @@ def _kinds(e: Facts) -> list[str]:
         if e["pinned"]:
             cpus = f" (CPUs {spans((e['cpus'][t] for t in threads), 24)})"
         what = f"{plural(count, 'sphere')} each" if count else "no sphere of their own"
-        if not count and e["leaves"] > SPHERES:
-            what += ", leaves of others"
+        if not count and e["leaves"] >= e["threads"]:
+            what = "leaves of other threads' spheres"
         who = "thread" if len(threads) == 1 else "threads"
         lines.append(f"{who} {spans(threads, 24)}{cpus}: {what}")
     return lines
 
 
-def changed(e: Facts) -> str:
-    """A hierarchy event in a line."""
-    if e["what"] == "spawned":
-        what = f"threads were uneven, so spheres got children: {hierarchy(e['depths'])}"
-    else:
-        what = "threads were uneven, so leaves moved to the less busy ones"
-    return f"step {e['step']:,}: {what}"
+def changed(e: Facts) -> list[str]:
+    """A hierarchy event in a line, if it is worth one: that leaves move between threads is daily
+    work where others use the machine too."""
+    if e["what"] != "spawned":
+        return []
+    leaves = sum(12 ** (depth - 1) for depth in e["depths"])
+    return [f"step {e['step']:,}: threads were uneven, so spheres got children: {leaves:,} leaves"]
 
 
 # --- after: what each sphere did ------------------------------------------------------------------
@@ -113,14 +118,14 @@ def changed(e: Facts) -> str:
 
 def summary(e: Facts) -> Group:
     """What the spheres of a snapshot did since the training began, and how even threads were."""
-    table = _grid("sphere", "threads", "tokens", "tasks", "stolen", *TIMES, "loss", "norm")
+    table = Sheet("sphere", "threads", "tokens", "tasks", "stolen", *SHARES, "loss", "norm%")
     for row in e["spheres"]:
-        table.add_row(
-            str(row["sphere"]), spans(row["threads"], 9), short(row["tokens"]),
-            short(row["tasks"]), short(row["stolen"]), *_percents(row, None),
-            f"{row['loss']:.3f}", _percent(row["norm_share"]),
+        table.add(
+            str(row["sphere"]), _who(row["threads"]), _count(row["tokens"]),
+            _count(row["tasks"]), _count(row["stolen"]), *_percents(row, None),
+            _loss(row["loss"]), _percent(row["norm_share"]),
         )  # fmt: skip
-    return Group(table, Text(balance(e["threads"])))
+    return Group(table, Text(), Text(balance(e["threads"])))
 
 
 def balance(threads: Sequence[Facts]) -> str:
@@ -129,7 +134,10 @@ def balance(threads: Sequence[Facts]) -> str:
     waited = sum(row["barrier"] for row in threads)
     most = max(busy) * len(busy) / max(sum(busy), 1)
     share = waited / max(sum(busy) + waited, 1)
-    return f"busiest thread {most:.2f} x the mean; {100 * share:.1f} % of their time at barriers"
+    return (
+        f"thread balance: busiest {most:.2f} x the mean, "
+        f"{100 * share:.1f} % of the work spent at barriers"
+    )
 
 
 # --- while it runs: the board ---------------------------------------------------------------------
@@ -193,33 +201,33 @@ def _head(board: Facts, age: float) -> list[Text]:
     return [first, second, third]
 
 
-def _spheres(board: Facts, before: Facts | None) -> Table:
-    table = _grid(
-        "sphere", "threads", "tokens/s", *TIMES, "tasks", "stolen", "loss", "norm", "cross",
+def _spheres(board: Facts, before: Facts | None) -> Sheet:
+    table = Sheet(
+        "sphere", "threads", "tokens/s", *SHARES, "tasks", "stolen", "loss", "norm%", "cross",
     )  # fmt: skip
     seconds = (_wall(board) - (_wall(before) if before else 0)) / 1e9
     for row in board["spheres"]:
         old = before["spheres"][row["sphere"]] if before else None
         tokens = row["tokens"] - (old["tokens"] if old else 0)
-        table.add_row(
-            str(row["sphere"]), spans(row["threads"], 9),
+        table.add(
+            str(row["sphere"]), _who(row["threads"]),
             f"{tokens / seconds:,.0f}" if seconds > 0 else "-", *_percents(row, old),
-            short(row["tasks"]), short(row["stolen"]), f"{row['loss']:.3f}",
-            _percent(row["norm_share"]), short(row["crossings"]),
+            _count(row["tasks"]), _count(row["stolen"]), _loss(row["loss"]),
+            _percent(row["norm_share"]), _count(row["crossings"]),
         )  # fmt: skip
     return table
 
 
 def _threads_table(board: Facts, before: Facts | None, room: int) -> RenderableType:
-    table = _grid("thread", "CPU", "spheres", "leaves", "tasks", "stolen", *TIMES)
+    table = Sheet("thread", "CPU", "spheres", "leaves", "tasks", "stolen", *SHARES)
     rows = board["threads"]
     shown = rows if len(rows) <= room else rows[: room - 1]
     for row in shown:
         old = before["threads"][row["thread"]] if before else None
-        table.add_row(
+        table.add(
             str(row["thread"]), str(row["cpu"]) if row["cpu"] >= 0 else "any",
-            spans(row["spheres"], 24), f"{row['leaves']:,}", short(row["tasks"]),
-            short(row["stolen"]), *_percents(row, old),
+            spans(row["spheres"], 24), f"{row['leaves']:,}", _count(row["tasks"]),
+            _count(row["stolen"]), *_percents(row, old),
         )  # fmt: skip
     if len(shown) == len(rows):
         return table
@@ -234,15 +242,55 @@ def _wall(board: Facts) -> int:
 # --- cells ----------------------------------------------------------------------------------------
 
 
-def _grid(*heads: str) -> Table:
-    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold cyan")
-    for head in heads:
-        table.add_column(head, justify="right", no_wrap=True)
-    return table
+class Sheet:
+    """A table of short cells that leaves columns out, those of SPARE in turn, rather than be wider
+    than the console."""
+
+    def __init__(self, *heads: str) -> None:
+        self.heads = heads
+        self.rows: list[Sequence[str]] = []
+
+    def add(self, *cells: str) -> None:
+        """One more row."""
+        self.rows.append(cells)
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """The columns that find room, as rich asks for them."""
+        columns = dict(zip(self.heads, zip(*self.rows, strict=True), strict=True))
+        width = {name: max(map(len, (name, *cells))) for name, cells in columns.items()}
+
+        def wide(gap: int) -> bool:
+            return sum(width[name] + gap for name in columns) - gap > options.max_width
+
+        gap = 1 if wide(2) else 2
+        for name in SPARE:
+            if name in columns and wide(gap):
+                del columns[name]
+        table = Table.grid(padding=(0, gap), pad_edge=False)
+        table.show_header, table.header_style = True, "bold cyan"
+        for name in columns:  # cropped, as an ellipsis is not in every encoding
+            table.add_column(name, justify="right", no_wrap=True, overflow="crop")
+        for cells in zip(*columns.values(), strict=True):
+            table.add_row(*map(Text, cells))
+        yield table
+
+
+def _count(n: int) -> str:
+    return short(n).replace(" ", "")
+
+
+def _who(threads: Sequence[int]) -> str:
+    said = spans(threads, 7)
+    return said if len(said) <= 7 else f"{len(threads)} thr"
+
+
+def _loss(loss: float) -> str:
+    """A batch of fewer than 12 sequences leaves some spheres without one, and so without a loss."""
+    return f"{loss:.3f}" if loss else "-"
 
 
 def _percent(share: float) -> str:
-    return f"{100 * share:.0f} %"
+    return f"{100 * share:.0f}"
 
 
 def _percents(row: Facts, before: Facts | None) -> list[str]:

@@ -34,7 +34,7 @@ def score(loss: float, bits_per_byte: float | None) -> str:
 
 
 def spans(numbers: Iterable[int], most: int) -> str:
-    """Numbers in rising order, three or more neighbours as a range: 0 2 4-7; how many there are
+    """Numbers in rising order, three or more neighbours as a range: 0,2,4-7; how many there are
     if that is longer than ``most`` characters."""
     numbers = sorted(set(numbers))
     runs: list[list[int]] = []
@@ -43,7 +43,7 @@ def spans(numbers: Iterable[int], most: int) -> str:
             runs[-1].append(n)
         else:
             runs.append([n])
-    said = " ".join(
-        f"{run[0]}-{run[-1]}" if len(run) > 2 else " ".join(map(str, run)) for run in runs
+    said = ",".join(
+        f"{run[0]}-{run[-1]}" if len(run) > 2 else ",".join(map(str, run)) for run in runs
     )
     return said if len(said) <= most else f"{len(numbers)} of them"
