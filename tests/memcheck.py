@@ -21,9 +21,9 @@ import os
 import subprocess
 import sys
 import tempfile
-import xml.etree.ElementTree as ElementTree
 from collections import Counter
 from pathlib import Path
+from xml.etree import ElementTree
 
 HERE = Path(__file__).parent
 OURS = ("/_native.", "/_queue.", "/_region.")  # extension modules
