@@ -60,7 +60,7 @@ def test_recursive_spawning_reaches_the_crew(
     monkeypatch.setattr(api, "make_crew", make)
     for i, option in enumerate(["--recursive-spawning", "--no-recursive-spawning"]):
         invoke("train", text_file, "--out", tmp_path / f"m{i}", "--steps", 1, "--quiet", *MODEL,
-               "--threads", 2, option)  # fmt: skip
+               "--threads", 2, "--no-work-stealing", option)  # fmt: skip
     assert [crew.adaptive for crew in crews] == [True, False]
 
 

@@ -97,6 +97,7 @@ class Trainer(Training):
             self._mask = frozenset(os.sched_getaffinity(0))
             pin_thread(self.team.cpus[0])
         self.pacing.begun = time.monotonic()
+        self.stats.begin()
         if self.progress.step == 0:
             self.save()
         self._show = Show(self)

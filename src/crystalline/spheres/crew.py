@@ -11,8 +11,10 @@ from numpy.typing import NDArray
 
 from crystalline._native import Team, interleave
 from crystalline.spheres.allocation import ThreadAllocation
-from crystalline.spheres.hierarchy import SphereHierarchy
+from crystalline.spheres.hierarchy import UNEVEN, SphereHierarchy
 from crystalline.team import make_team, threads_wanted
+
+PATIENCE = 3  # looks: a single one may have met another program
 
 
 @dataclass
@@ -25,12 +27,15 @@ class Crew:
     recursive: bool = True  # an automatic hierarchy may change while training runs
 
     def __post_init__(self) -> None:
+        self._uneven = 0  # times in a row that the threads were found so
         self._apply()
 
     @property
     def adaptive(self) -> bool:
-        """Whether the hierarchy changes by itself."""
-        return self.recursive and self.hierarchy.automatic and self.team.threads > 1
+        """Whether the hierarchy changes by itself.  With stealing threads even out task by task,
+        and what is left of unevenness is other programs' doing: children would not help."""
+        automatic = self.recursive and self.hierarchy.automatic
+        return automatic and not self.steal and self.team.threads > 1
 
     def spawn(self, sphere: int | None) -> None:
         """Children for one sphere or all; UsageError at a quota."""
@@ -48,7 +53,12 @@ class Crew:
         self._apply()
 
     def adapt(self, thread_busy: NDArray[np.int64], leaf_busy: NDArray[np.int64]) -> str | None:
-        """What uneven threads call for, if anything; says what was done."""
+        """What threads that stay uneven call for, if anything; says what was done."""
+        even = thread_busy.max() <= UNEVEN * thread_busy.mean()
+        self._uneven = 0 if even else self._uneven + 1
+        if self._uneven < PATIENCE:
+            return None
+        self._uneven = 0
         done = self.hierarchy.adapt(thread_busy, leaf_busy)
         if done is not None:
             self._apply()

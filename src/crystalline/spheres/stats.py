@@ -61,13 +61,17 @@ class SphereStats:
 
     def __init__(self, team: Team, hierarchy: SphereHierarchy) -> None:
         self.team, self.hierarchy = team, hierarchy
-        self.begun = time.monotonic_ns()
+        self.begin()
         self.tokens = np.zeros(GROUPS, np.int64)
         self.sequences = np.zeros(GROUPS, np.int64)
         self.crossings = np.zeros(GROUPS, np.int64)
         self.losses = np.zeros(GROUPS)
         self.norm_shares = np.zeros(GROUPS)
         self._nats, self._counted = np.zeros(GROUPS), np.zeros(GROUPS, np.int64)
+
+    def begin(self) -> None:
+        """What the team does is counted from here on."""
+        self.begun, self._before = time.monotonic_ns(), self.team.statistics()
 
     def add_batch(
         self, starts: NDArray[np.int64], ids: NDArray[np.int32], targets: NDArray[np.int32],
@@ -94,14 +98,15 @@ class SphereStats:
     def threads(self) -> list[ThreadRow]:
         """A row per thread."""
         s = self.team.statistics()
-        wall = time.monotonic_ns() - self.begun
+        wall, inside = time.monotonic_ns() - self.begun, s["inside"] - self._before["inside"]
+        done = s["threads"] - self._before["threads"]
         owned: list[list[int]] = [[] for _ in range(self.team.threads)]
         for leaf in self.hierarchy.leaves:
             owned[leaf.owner].append(leaf.sphere)
         rows = []
-        for t, (tasks, stolen, busy) in enumerate(s["threads"].tolist()):
+        for t, (tasks, stolen, busy) in enumerate(done.tolist()):
             cpu = self.team.cpus[t] if self.team.cpus else -1
-            waited, outside = max(0, s["inside"] - busy), max(0, wall - s["inside"])
+            waited, outside = max(0, inside - busy), max(0, wall - inside)
             rows.append(
                 ThreadRow(
                     t, cpu, tuple(sorted(set(owned[t]))), len(owned[t]), tasks, stolen, busy,
@@ -113,7 +118,7 @@ class SphereStats:
     def spheres(self) -> list[SphereRow]:
         """A row per sphere."""
         threads = self.threads()
-        counted = self.team.statistics()["spheres"].tolist()
+        counted = (self.team.statistics()["spheres"] - self._before["spheres"]).tolist()
         mine: list[list[int]] = [[] for _ in range(GROUPS)]
         for leaf in self.hierarchy.leaves:
             mine[leaf.sphere].append(leaf.owner)
