@@ -7,7 +7,7 @@ QUICK_C := tests/test_kernel*.py tests/test_guard_pages.py tests/test_team.py te
   tests/test_region*.py tests/test_arrange.py tests/test_pinning.py tests/test_lengths.py \
   tests/test_queue.py tests/test_queue_memory.py tests/test_queue_processes.py
 
-.PHONY: demo install test lint coverage-c sanitize tsan memcheck kill soak-queue fuzz bench clean
+.PHONY: demo install test lint coverage-c sanitize tsan memcheck kill soak-queue soak-team fuzz bench clean
 
 ## demo: install, train on the bundled text while you watch, and print what the model writes
 demo: $(VENV)/installed
@@ -56,9 +56,10 @@ sanitize: $(VENV)/tested
 	  $(BIN)/python -m pytest -q -s -p no:cacheprovider $(QUICK_C) \
 	  --deselect tests/test_guard_pages.py::test_the_guard_is_one
 
-## tsan: the message queue at length under the thread sanitizer
+## tsan: the message queue and the team at length under the thread sanitizer
 tsan: $(VENV)/tested
 	CRYSTALLINE_SOAK=100000000 $(BIN)/python -m pytest -q -s tests/test_queue_soak.py -k race
+	CRYSTALLINE_TEAM_SOAK=50 $(BIN)/python -m pytest -q -s tests/test_team_soak.py -k race
 
 ## memcheck: whole trainings under valgrind, on two instruction sets at once; nothing is suppressed
 memcheck: $(VENV)/tested
@@ -72,6 +73,10 @@ kill: $(VENV)/tested
 soak-queue: $(VENV)/tested
 	CRYSTALLINE_SOAK=100000000 $(BIN)/python -m pytest -q -s tests/test_queue_soak.py -k "not race"
 	CRYSTALLINE_KILLS=500 $(BIN)/python -m pytest -q -s tests/test_queue_processes.py -k random
+
+## soak-team: a million regions on 1 to 48 threads, each task counted
+soak-team: $(VENV)/tested
+	CRYSTALLINE_TEAM_SOAK=50 $(BIN)/python -m pytest -q -s tests/test_team_soak.py -k "not race"
 
 ## fuzz: the property tests with twenty times the examples
 fuzz: $(VENV)/tested

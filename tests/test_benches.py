@@ -6,30 +6,43 @@ import importlib
 import json
 import subprocess
 import sys
-import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
 BENCH = Path(__file__).parent.parent / "bench"
-LIMIT = 300
+Bench = Callable[..., Any]
 
 
-def bench(name: str, *words: str) -> Any:
-    """What a bench prints as JSON."""
-    done = subprocess.run(
-        [sys.executable, str(BENCH / f"{name}.py"), *words, "--json"], capture_output=True,
-        text=True, timeout=LIMIT, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+@pytest.fixture
+def undisturbed(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(str(BENCH))
+    return importlib.import_module("undisturbed")
+
+
+@pytest.fixture
+def bench(undisturbed: Any, monkeypatch: pytest.MonkeyPatch) -> Bench:
+    """What a bench prints as JSON, when it need not wait for a quiet moment."""
+    stepping = importlib.import_module("stepping")
+    for module in (undisturbed, stepping):
+        monkeypatch.setattr(module, "TICKS", 1e-3)
+    monkeypatch.setattr(undisturbed, "TRIES", 1)
+
+    def run(name: str, *words: str) -> Any:
+        done = CliRunner().invoke(importlib.import_module(name).main, [*words, "--json"])
+        assert done.exit_code == 0, done.output
+        return json.loads(done.output)
+
+    return run
 
 
 @pytest.mark.parametrize(
     "options", [[], ["--no-stealing", "--depth", "2", "--no-pin"], ["--pin"]], ids=str
 )
-def test_scaling(options: list[str]) -> None:
+def test_scaling(bench: Bench, options: list[str]) -> None:
     got = bench("scaling", "--preset", "nano", "--steps", "1", "--threads", "2,1", *options)
     one, two = got["rows"]
     assert (one["threads"], two["threads"]) == (1, 2)
@@ -46,15 +59,21 @@ def test_scaling(options: list[str]) -> None:
         assert two["pinned"] == (options == ["--pin"])
 
 
-def test_a_wrong_list_of_threads_is_refused() -> None:
-    done = subprocess.run(
-        [sys.executable, str(BENCH / "scaling.py"), "--threads", "1,x"], capture_output=True,
-        text=True, timeout=LIMIT, check=False,
-    )  # fmt: skip
-    assert done.returncode == 2 and "'1,x' is no list of numbers like 1,2,4" in done.stderr
+def test_a_wrong_list_of_threads_is_refused(undisturbed: Any) -> None:
+    done = CliRunner().invoke(importlib.import_module("scaling").main, ["--threads", "1,x"])
+    assert done.exit_code == 2 and "'1,x' is no list of numbers like 1,2,4" in done.output
 
 
-def test_stealing() -> None:
+def test_the_benches_run_as_programs() -> None:
+    for name in ("scaling", "stealing"):
+        done = subprocess.run(
+            [sys.executable, str(BENCH / f"{name}.py"), "--help"], capture_output=True, text=True,
+            check=False,
+        )  # fmt: skip
+        assert done.returncode == 0 and "--json" in done.stdout, done.stderr
+
+
+def test_stealing(bench: Bench) -> None:
     got = bench("stealing", "--samples", "1", "--threads", "2")
     assert [row["work"] for row in got] == ["attention", "training step"]
     for row in got:
@@ -63,12 +82,6 @@ def test_stealing() -> None:
         assert row["time_ratio"] == pytest.approx(on["ms"] / off["ms"])
         assert row["improves"] == (row["excess_ratio"] <= 0.8 and row["time_ratio"] < 1)
         assert 0 <= on["excess"] <= 1 and off["samples"] == 1
-
-
-@pytest.fixture
-def undisturbed(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.syspath_prepend(str(BENCH))
-    return importlib.import_module("undisturbed")
 
 
 def test_samples_alternate_and_disturbed_ones_are_dropped(
@@ -96,18 +109,13 @@ def test_samples_alternate_and_disturbed_ones_are_dropped(
     assert (only.results, only.dropped, only.noisy) == (["c10"], 4, True)
 
 
-def test_what_others_use_is_seen_and_ones_own_is_not(undisturbed: Any) -> None:
-    def work() -> None:
-        end = time.process_time() + 0.5
-        while time.process_time() < end:
-            pass
-
-    quiet = min(undisturbed.observed(work)[1] for _ in range(5))
-    spin = subprocess.Popen([sys.executable, "-c", "while True: pass"])
-    try:
-        time.sleep(0.2)
-        busy = max(undisturbed.observed(work)[1] for _ in range(3))
-    finally:
-        spin.kill()
-        spin.wait()
-    assert busy > quiet and busy > 0.2
+def test_what_others_use_is_told_from_the_machines_clock_and_ones_own(
+    undisturbed: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ticks = iter(["cpu  100 5 50 900 30 1 2 3 0 0", "cpu  400 5 50 950 90 1 2 103 0 0"])
+    monkeypatch.setattr(undisturbed.Path, "read_text", lambda _: next(ticks) + "\ncpu0 1 2 3\n")
+    monkeypatch.setattr(undisturbed.os, "sysconf", lambda _: 100)
+    monkeypatch.setattr(undisturbed.time, "process_time", iter([7.0, 10.0]).__next__)
+    monkeypatch.setattr(undisturbed.time, "perf_counter", iter([1.0, 3.0]).__next__)
+    # 3 seconds by programs and 1 taken by the hypervisor, 3 of them ours, in 2 seconds.
+    assert undisturbed.observed(lambda: "done") == ("done", 0.5)

@@ -88,9 +88,7 @@ def test_each_sequence_has_the_bits_it_has_alone(
     lengths=st.lists(st.integers(0, 70), min_size=1, max_size=5), K=st.integers(1, 3),
     share=st.integers(1, 3), half=st.integers(1, 20), over=st.integers(0, 3),
 )  # fmt: skip
-def test_lengths_of_any_kind(
-    lengths: list[int], K: int, share: int, half: int, over: int
-) -> None:
+def test_lengths_of_any_kind(lengths: list[int], K: int, share: int, half: int, over: int) -> None:
     shape = (max(1, *lengths) + over, K * share, K, 2 * half)
     for isa in available_isas():
         check(Team(2, isa), lengths, shape)
@@ -131,7 +129,13 @@ def test_lengths_for_other_sequences_are_refused_with_both_numbers(count: int) -
 def test_lengths_of_another_kind_are_refused() -> None:
     with pytest.raises(ValueError, match="dtype mismatch"):
         Team(1).attention(
-            poison(27, 8), poison(54), draw(27, 16), 9, 2, 1, np.full(3, 3, np.int32)  # type: ignore[arg-type]
+            poison(27, 8),
+            poison(54),
+            draw(27, 16),
+            9,
+            2,
+            1,
+            np.full(3, 3, np.int32),  # type: ignore[arg-type]
         )
 
 

@@ -20,7 +20,9 @@ from crystalline._native import Team
 """
 
 # Kernels on sizes that are no multiple of anything, two threads, and their results to the system.
-CLEAN = BEGIN + """
+CLEAN = (
+    BEGIN
+    + """
 from crystalline.config import ModelConfig
 from crystalline.model import Decoder, Parameters, initialise
 from crystalline.optim import AdamW, AdamWConfig
@@ -44,8 +46,11 @@ with open(os.devnull, "wb", buffering=0) as sink:
     sink.write(np.float64(loss).tobytes())
 print("done")
 """
+)
 # Ids that nobody has set: our own check of them branches on what is not there.
-UNSET = BEGIN + """
+UNSET = (
+    BEGIN
+    + """
 ids = np.empty(64, np.int32)
 try:
     Team(1, os.environ["CRYSTALLINE_ISA"]).embedding(
@@ -55,8 +60,11 @@ except ValueError:
     pass
 print("done")
 """
+)
 # Rows that nobody has set go through a product, which branches on nothing, and to the system.
-UNSET_RESULT = BEGIN + """
+UNSET_RESULT = (
+    BEGIN
+    + """
 team, x = Team(1, os.environ["CRYSTALLINE_ISA"]), np.empty((9, 8), np.float32)
 y = np.zeros((9, 7), np.float32)
 team.matmul(y, x, np.ones((7, 8), np.float32))
@@ -64,12 +72,16 @@ with open(os.devnull, "wb", buffering=0) as sink:
     sink.write(y)
 print("done")
 """
+)
 # A width that the arrays have not: the kernel reads beyond their ends.
-BEYOND = BEGIN + """
+BEYOND = (
+    BEGIN
+    + """
 x = np.lib.stride_tricks.as_strided(np.zeros(10, np.float32), (10, 40), (160, 4))
 Team(1, os.environ["CRYSTALLINE_ISA"]).swiglu(np.zeros((10, 20), np.float32), x)
 print("done")
 """
+)
 RUNS = {
     "portable": (CLEAN, "portable"), "avx2": (CLEAN, "avx2"), "unset": (UNSET, "avx2"),
     "unset result": (UNSET_RESULT, "avx2"), "beyond": (BEYOND, "portable"),
@@ -112,8 +124,6 @@ def test_a_training_step_reads_and_writes_only_what_is_its_own(
         ("beyond", "InvalidRead", "swiglu"),
     ],
 )  # fmt: skip
-def test_a_mistake_is_found(
-    reports: dict[str, Path], mistake: str, kind: str, frame: str
-) -> None:
+def test_a_mistake_is_found(reports: dict[str, Path], mistake: str, kind: str, frame: str) -> None:
     findings, _ = judged(reports[mistake])
     assert any(f.startswith(kind) and frame in f for f in findings), findings

@@ -138,12 +138,17 @@ static void *work(void *argument)
     /* A CPU that was taken away meanwhile is no reason not to work. */
     if (pool->cpus) (void)cry_pin(pool->cpus[start.thread]);
     unsigned seen = 0;
+    uint64_t served = 0; /* the last region taken part in */
     while (!atomic_load(&pool->stop)) {
         wait_while(&pool->region, seen, &pool->sleepers, pool->spin);
         seen = atomic_load(&pool->region);
         if (!enter(pool)) continue;
-        if (start.thread < pool->limit) take_tasks(pool, start.thread, pool->stealing);
-        if (!pool->stealing) {
+        /* The gate opens before `region` is counted up: who came in between comes once more, and
+         * may not arrive for another. */
+        int again = pool->number == served;
+        served = pool->number;
+        if (!again && start.thread < pool->limit) take_tasks(pool, start.thread, pool->stealing);
+        if (!again && !pool->stealing) {
             atomic_fetch_add(&pool->arrived, 1);
             if (atomic_load(&pool->waiting)) cry_wake_all(&pool->arrived);
         }
