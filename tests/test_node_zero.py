@@ -454,7 +454,7 @@ def test_the_control_thread_hears_that_there_is_no_room_and_never_waits_for_itse
     assert node.wait()
     assert len(said) == 2 and "cannot wait for its own end" in said[0]
     assert said[1] == "REBALANCE: too many commands are under way"
-    assert fake.calls == ["begin", "close"]
+    assert fake.calls == ["begin", "record", "close"]  # of the STOP, and no finish
 
 
 # --- subscribers and replay -----------------------------------------------------------------------
