@@ -45,11 +45,12 @@ HURRY = 3600 if LONG else 120  # seconds until a test counts as hung
 def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("soak") / "prose.txt"
     path.write_text(prose(4000))
+    soak_child.twin(str(path), str(path.parent / "first"), 1)  # libraries start threads at first use
     return path
 
 
 @pytest.fixture(autouse=True)
-def watched() -> Iterator[None]:
+def watched(text: Path) -> Iterator[None]:
     with watchdog(HURRY), nothing_leaks():
         yield
 
