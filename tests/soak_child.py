@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from conftest import TINY
+
 from crystalline.api import train, training
 from crystalline.errors import Interrupted
 from crystalline.trainer import Trainer

@@ -45,7 +45,7 @@ HURRY = 3600 if LONG else 120  # seconds until a test counts as hung
 def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("soak") / "prose.txt"
     path.write_text(prose(4000))
-    soak_child.twin(str(path), str(path.parent / "first"), 1)  # libraries start threads at first use
+    soak_child.twin(str(path), str(path.parent / "first"), 1)  # starts the libraries' threads
     return path
 
 
@@ -101,23 +101,22 @@ def cycle(trainer: Trainer, rng: random.Random) -> None:
 @pytest.mark.parametrize("kind", ["one", "new"])
 def test_started_paused_resumed_stopped(kind: str, text: Path, tmp_path: Path) -> None:
     rng, out, options = random.Random(7), tmp_path / "m", TINY | {"threads": 2, "steps": MANY}
-    cycles = 0
     if kind == "one":
         with training(text, out, **options) as trainer:
             cycle(trainer, rng)
             before = held()
-            for cycles in range(2, CYCLES + 1):
+            for _ in range(CYCLES - 1):
                 cycle(trainer, rng)
             assert not more(held(), before)
             step = trainer.progress.step
         del trainer
     else:
         step = 0
-        for cycles in range(1, CYCLES + 1):
-            first = {"paths": text, **options} if cycles == 1 else {"resume": True}
+        for i in range(CYCLES):
+            first = {"resume": True} if i else {"paths": text, **options}
             step = cycle_of_new(out, rng, **first)
     assert saved(out) == step
-    print(f"{cycles} cycles of {kind} trainer, {step} steps")
+    print(f"{CYCLES} cycles of {kind} trainer, {step} steps")
 
 
 def cycle_of_new(out: Path, rng: random.Random, **options: Any) -> int:

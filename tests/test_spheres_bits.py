@@ -76,8 +76,7 @@ def children(seed: int) -> Act:
     def act(node: NodeZero, step: int) -> None:
         for _ in range(rng.randint(0, 3)):
             sphere = rng.choice([-1, rng.randrange(12)])
-            rng.choice([lambda: node.spawn(sphere), lambda: node.terminate(sphere),
-                        node.rebalance])()  # fmt: skip
+            rng.choice([node.spawn, node.terminate, lambda _: node.rebalance()])(sphere)
 
     return act
 
