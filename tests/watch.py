@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import psutil
-from conftest import segments_left
+from conftest import STDERR, segments_left
 
 PATIENCE = 10.0  # seconds in which what is ending must have ended
 
@@ -22,7 +22,7 @@ PATIENCE = 10.0  # seconds in which what is ending must have ended
 @contextlib.contextmanager
 def watchdog(seconds: float) -> Iterator[None]:
     """Past ``seconds`` every thread's stack is printed and the process ends."""
-    faulthandler.dump_traceback_later(seconds, exit=True)
+    faulthandler.dump_traceback_later(seconds, exit=True, file=(STDERR or [2])[0])
     try:
         yield
     finally:
