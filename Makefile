@@ -7,7 +7,7 @@ QUICK_C := tests/test_kernel*.py tests/test_guard_pages.py tests/test_team.py te
   tests/test_region*.py tests/test_arrange.py tests/test_pinning.py tests/test_lengths.py \
   tests/test_queue.py tests/test_queue_memory.py tests/test_queue_processes.py
 
-.PHONY: demo install test lint coverage-c sanitize tsan memcheck kill soak-queue soak-team fuzz bench clean
+.PHONY: demo install test lint coverage-c sanitize tsan memcheck kill soak soak-queue fuzz bench clean
 
 ## demo: install, train on the bundled text while you watch, and print what the model writes
 demo: $(VENV)/installed
@@ -68,6 +68,10 @@ memcheck: $(VENV)/tested
 ## kill: a hundred kill -9 in one training, each time resumed; the short version is in `make test`
 kill: $(VENV)/tested
 	CRYSTALLINE_KILLS=100 $(BIN)/python -m pytest -q -s tests/test_kill.py
+
+## soak: a thousand epochs, hundreds of starts and stops, every crew; short versions are in `make test`
+soak: $(VENV)/tested
+	CRYSTALLINE_SOAK=1 $(BIN)/python -m pytest -q -s tests/test_soak.py tests/test_spheres_bits.py
 
 ## soak-queue: 10^8 messages between 1 to 16 senders and receivers, and processes killed 3000 times
 soak-queue: $(VENV)/tested

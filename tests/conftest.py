@@ -26,6 +26,14 @@ WORDS = (
 ).split()
 
 
+STDERR: list[int] = []  # the real one, while a test's own is caught
+
+
+def pytest_configure() -> None:
+    """What a test that hangs has to say must not be lost with the file that catches it."""
+    STDERR.append(os.dup(2))
+
+
 def prose(words: int, seed: int = 0) -> str:
     """Repetitive text that a tiny model can learn something from."""
     rng = random.Random(seed)

@@ -1,9 +1,8 @@
-"""Node Zero, driving a training that is not one: every state, every refusal, every way to end."""
+"""Node Zero's states: each command in each, many at once, and at the moment of the end."""
 
 from __future__ import annotations
 
 import os
-import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -11,99 +10,21 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+from conftest import examples
+from fake import COMMANDS, OVER, Fake, ask_until_refused, raising, started
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from watch import eventually, nothing_leaks, watchdog
 
-from crystalline._queue import MessageQueue, SphereMessage
-from crystalline.errors import QueueClosed, UsageError
-from crystalline.signals import noted_signals
-from crystalline.spheres.messages import MessageType
-from crystalline.spheres.node_zero import INBOX, Command, NodeZero, State
-
-OVER = "the training is over"
-
-
-class Fake:
-    """A driver of ``steps`` steps that do nothing, but for what a test hooks in by name."""
-
-    def __init__(self, steps: int = 10**9, **hooks: Callable[[], Any]) -> None:
-        self.steps, self.step, self.hooks = steps, 0, hooks
-        self.performed: list[tuple[int, SphereMessage]] = []
-        self.commands: list[Command] = []
-        self.calls: list[str] = []
-        self.during = ""
-
-    def _hook(self, name: str) -> None:
-        if name != "advance":
-            self.calls.append(name)
-        self.hooks.get(name, lambda: None)()
-
-    @property
-    def step_number(self) -> int:
-        return self.step
-
-    def begin(self) -> None:
-        self._hook("begin")
-
-    def advance(self, tell: Callable[[SphereMessage], None]) -> bool:
-        if self.step >= self.steps:
-            return False
-        self.step += 1
-        time.sleep(0)
-        self._hook("advance")
-        tell(SphereMessage(MessageType.BATCH, step=self.step))
-        return self.step < self.steps
-
-    def finish(self) -> None:
-        self._hook("finish")
-
-    def close(self) -> None:
-        self._hook("close")
-
-    def perform(self, message: SphereMessage) -> Any:
-        self.performed.append((self.step, message))
-        self._hook("perform")
-        if message.sphere == 13:
-            raise UsageError("sphere is 13, but must be 0 to 11")
-        return {"step": self.step} if message.type == MessageType.STATS else None
-
-    def paused(self, now: bool) -> None:
-        self._hook("paused" if now else "resumed")
-
-    def record(self, command: Command) -> None:
-        self._hook("record")
-        self.commands.append(command)
-
-
-def started(steps: int = 10**9, **hooks: Callable[[], Any]) -> tuple[NodeZero, Fake]:
-    """A training under way, or over."""
-    fake = Fake(steps, **hooks)
-    node = NodeZero(fake)
-    node.start()
-    return node, fake
-
-
-def raising(error: type[BaseException]) -> Callable[[], None]:
-    """A hook that raises."""
-
-    def hook() -> None:
-        raise error("broken on purpose")
-
-    return hook
+from crystalline.errors import UsageError
+from crystalline.spheres.node_zero import INBOX, NodeZero, State
 
 
 @pytest.fixture(autouse=True)
 def watched() -> Iterator[None]:
     with watchdog(120), nothing_leaks():
         yield
-
-
-COMMANDS: dict[str, Callable[[NodeZero], Any]] = {
-    "pause": NodeZero.pause, "resume": NodeZero.resume, "stop": NodeZero.stop,
-    "checkpoint": NodeZero.checkpoint, "set": lambda node: node.set(learning_rate=1.0),
-    "spawn": NodeZero.spawn, "terminate": NodeZero.terminate, "rebalance": NodeZero.rebalance,
-    "stats": NodeZero.stats,
-}  # fmt: skip
-RECORDED = [name for name in COMMANDS if name != "stats"]
 
 
 # --- states and answers ---------------------------------------------------------------------------
@@ -125,7 +46,7 @@ def test_each_command_in_each_state_is_answered_with_its_step(before: str, name:
     assert least <= step <= fake.step
     if before == "paused":
         assert step == least
-    if name in RECORDED:
+    if name != "stats":
         last = fake.commands[-1]
         assert (last["command"], last["step"]) == (name.upper(), step)
     if name in ("pause", "resume"):
@@ -156,8 +77,8 @@ def test_commands_to_nobody_are_refused_in_one_line(name: str, when: str) -> Non
             node.wait()
     if when == "fork":
         node.wait()
-        status = os.waitpid(forked(lambda: COMMANDS[name](node)), 0)[1]
-        assert os.waitstatus_to_exitcode(status) == 7
+        child = forked(lambda: COMMANDS[name](node))
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
         return
     with pytest.raises(what[0], match=what[1]) as refused:
         COMMANDS[name](node)
@@ -284,15 +205,6 @@ def test_who_never_tires_of_asking_does_not_stop_the_training() -> None:
     assert fake.step == 200
 
 
-def ask_until_refused(node: NodeZero) -> None:
-    """Commands, until nobody answers."""
-    try:
-        while True:
-            node.stats()
-    except UsageError as error:
-        assert OVER in str(error)
-
-
 def test_more_messages_than_fit_between_two_steps_leave_the_step_its_turn() -> None:
     """A command whose carrying out brings the next one: without a limit no step would come."""
     fake = Fake(3)
@@ -356,175 +268,53 @@ def test_a_full_inbox_holds_senders_until_the_end_and_no_longer(end: str) -> Non
     assert (node.error is None) == (end == "stop")
 
 
-# --- failures -------------------------------------------------------------------------------------
-
-ERRORS = [OSError, KeyboardInterrupt, SystemExit, MemoryError, GeneratorExit]
-PLACES = ["begin", "advance", "finish", "close", "perform", "paused", "record"]
+# --- any commands in any order --------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("error", ERRORS)
-@pytest.mark.parametrize("place", PLACES)
-def test_an_error_anywhere_wakes_everybody(place: str, error: type[BaseException]) -> None:
-    gate = threading.Event()
+class AnyCommands(RuleBasedStateMachine):
+    """Node Zero against a model of its states."""
 
-    def broken() -> None:
-        gate.wait()
-        raise error("broken on purpose")
+    @initialize(steps=st.sampled_from([0, 1, 50, 10**9]))
+    def begin(self, steps: int) -> None:
+        self.node, self.fake = started(steps)
+        eventually(lambda: self.node.state is not State.INITIALIZING)
+        self.endless, self.paused, self.over = steps == 10**9, False, False
+        self.said: list[str] = []
 
-    node, fake = started(3 if place in ("finish", "close") else 10**9, **{place: broken})
-    heard = node.subscribe(4096)
-    commands = {"perform": ["checkpoint", "stats"], "paused": ["pause"], "record": ["spawn"]}
-    with ThreadPoolExecutor(4) as threads:
-        asked = [threads.submit(COMMANDS[name], node) for name in commands.get(place, ["stats"])]
-        waiting = threads.submit(node.wait)
-        time.sleep(0.01)
-        gate.set()
-    assert isinstance(waiting.exception(), error)
-    outcomes = [answer.exception() for answer in asked]
-    if place in commands:
-        assert any(isinstance(outcome, error) for outcome in outcomes)
-    assert node.state is State.FAILED and isinstance(node.error, error)
-    assert "broken on purpose" in node.traceback and "in broken" in node.traceback
-    assert fake.calls[-1] == "close" and not node._tickets
-    types = told(heard)
-    assert types.count(MessageType.ERROR) == 1 and types[0] is MessageType.ERROR
-    assert types[-1] is MessageType.SHUTDOWN
+    @rule(name=st.sampled_from(sorted(COMMANDS)))
+    def command(self, name: str) -> None:
+        try:
+            answer = COMMANDS[name](self.node)
+        except UsageError as error:
+            assert OVER in str(error) and (self.over or not self.endless)
+            self.over = True
+            return
+        assert not self.over
+        step = answer["step"] if name == "stats" else answer
+        held = self.paused and name != "resume"
+        assert self.fake.step == step if held else self.fake.step >= step
+        if name != "stats":
+            self.said.append(name.upper())
+        self.over = name == "stop"
+        self.paused = not self.over and (name == "pause" or (self.paused and name != "resume"))
 
+    @invariant()
+    def as_the_model(self) -> None:
+        if self.over:
+            assert self.node.wait(60) and self.node.state is State.STOPPED
+        elif self.paused:
+            assert self.node.state is State.PAUSED and not self.node.wait(0)
+        elif self.endless:
+            assert self.node.state is State.RUNNING
 
-def told(queue: MessageQueue) -> list[MessageType]:
-    """What is in a queue that is closed."""
-    types = []
-    with pytest.raises(QueueClosed):
-        while (message := queue.receive_wait()) is not None:
-            types.append(MessageType(message.type))
-    return types
-
-
-def test_the_first_of_two_errors_is_told() -> None:
-    node, _ = started(advance=raising(OSError), close=raising(ValueError))
-    with pytest.raises(OSError):
-        node.wait()
-    assert "OSError" in node.traceback and "ValueError" not in node.traceback
+    def teardown(self) -> None:
+        self.node.request_stop()
+        assert self.node.wait(60) and not self.node._tickets
+        said = [c["command"] for c in self.fake.commands]
+        assert said[: len(self.said)] == self.said and set(said[len(self.said) :]) <= {"STOP"}
 
 
-def test_no_memory_for_a_traceback_is_still_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("traceback.format_exception", lambda *_: raising(MemoryError)())
-    node, _ = started(advance=raising(OSError))
-    with pytest.raises(OSError):
-        node.wait()
-    assert node.state is State.FAILED and node.traceback == ""
-
-
-# --- the control thread commands itself -----------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", COMMANDS)
-def test_the_control_thread_commands_without_waiting(name: str) -> None:
-    box: list[NodeZero] = []
-    answers: list[Any] = []
-
-    def once() -> None:
-        if box and not answers:
-            answers.append(COMMANDS[name](box[0]))
-
-    node, fake = started(advance=once)
-    box.append(node)
-    eventually(lambda: answers)
-    assert answers == [{} if name == "stats" else 0]
-    if name != "stats":
-        eventually(lambda: any(c["command"] == name.upper() for c in fake.commands))
-    node.request_stop()
-    assert node.wait()
-
-
-def test_the_control_thread_hears_that_there_is_no_room_and_never_waits_for_itself() -> None:
-    said: list[str] = []
-
-    def flood() -> None:
-        for call in (node.wait, *[node.rebalance] * (INBOX + 1)):
-            try:
-                call()
-            except UsageError as error:
-                said.append(str(error))
-        node.abort()
-
-    fake = Fake(advance=flood)
-    node = NodeZero(fake)
-    node.start()
-    assert node.wait()
-    assert len(said) == 2 and "cannot wait for its own end" in said[0]
-    assert said[1] == "REBALANCE: too many commands are under way"
-    assert fake.calls == ["begin", "close"]
-
-
-# --- subscribers and replay -----------------------------------------------------------------------
-
-
-def test_subscribers_hear_in_order_and_the_slow_lose_no_more_than_they_must() -> None:
-    gate = threading.Event()
-    node, _ = started(50, begin=gate.wait)
-    queues = [node.subscribe(64), node.subscribe(8)]
-    gate.set()
-    assert node.wait()
-    kinds = told(queues[0])
-    assert kinds == [MessageType.BATCH] * 50 + [MessageType.SHUTDOWN]
-    assert len(told(queues[1])) == 9  # eight, and the end, which has another priority
-    assert queues[1].counters()["dropped"] == 42
-    assert node.subscribe().closed
-
-
-@pytest.mark.parametrize("end", [0, 5])
-def test_a_subscriber_that_closes_its_queue_is_no_failure(end: int) -> None:
-    gate = threading.Event()
-    node, _ = started(end or 3, begin=gate.wait, **({} if end else {"close": gate.wait}))
-    queue = node.subscribe()
-    queue.close()
-    gate.set()
-    assert node.wait() and node.state is State.STOPPED
-
-
-def test_replay_gives_each_command_at_its_step_and_refuses_nothing() -> None:
-    said: list[Command] = [
-        {"step": s, "command": c, "sphere": i, "values": [1.0, float(s), 0.0, 0.0]}
-        for i, (s, c) in enumerate(
-            [(0, "SET"), (3, "SPAWN"), (3, "PAUSE"), (3, "TERMINATE"), (9, "STOP"), (39, "SET")]
-        )
-    ]
-    again = Fake(40)
-    second = NodeZero(again, said)
-    second.start()
-    assert second.wait() and again.step == 40
-    assert again.commands == [c for c in said if c["command"] not in ("PAUSE", "STOP")]
-    wrong: Command = {"step": 4, "command": "SPAWN", "sphere": 13, "values": []}
-    third = NodeZero(Fake(40), [wrong])
-    third.start()
-    with pytest.raises(UsageError, match="sphere is 13"):
-        third.wait()
-    assert third.state is State.FAILED
-
-
-# --- signals --------------------------------------------------------------------------------------
-
-
-def test_a_signal_is_noted_a_second_interrupt_raises_and_handlers_come_back() -> None:
-    before = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
-    told_of: list[int] = []
-    with pytest.raises(KeyboardInterrupt), noted_signals(lambda: told_of.append(1)) as stop:
-        assert not stop
-        signal.raise_signal(signal.SIGTERM)
-        signal.raise_signal(signal.SIGHUP)
-        assert stop and stop.signal == signal.SIGHUP and told_of == [1, 1]
-        signal.raise_signal(signal.SIGINT)
-    assert before == [
-        signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    ]
-
-
-def test_any_number_of_signals_never_waits_for_room() -> None:
-    gate = threading.Event()
-    node, _ = started(advance=gate.wait)
-    with noted_signals(node.request_stop):
-        for _ in range(3 * INBOX):
-            signal.raise_signal(signal.SIGTERM)
-        gate.set()
-        assert node.wait()
+TestAnyCommands = AnyCommands.TestCase
+TestAnyCommands.settings = settings(
+    max_examples=examples(40), stateful_step_count=20, deadline=None
+)

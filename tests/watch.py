@@ -7,13 +7,14 @@ import faulthandler
 import gc
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import NamedTuple
 
 import psutil
-from conftest import segments_left
+from conftest import STDERR, segments_left
 
 PATIENCE = 10.0  # seconds in which what is ending must have ended
 
@@ -21,7 +22,7 @@ PATIENCE = 10.0  # seconds in which what is ending must have ended
 @contextlib.contextmanager
 def watchdog(seconds: float) -> Iterator[None]:
     """Past ``seconds`` every thread's stack is printed and the process ends."""
-    faulthandler.dump_traceback_later(seconds, exit=True)
+    faulthandler.dump_traceback_later(seconds, exit=True, file=(STDERR or [2])[0])
     try:
         yield
     finally:
@@ -31,10 +32,19 @@ def watchdog(seconds: float) -> Iterator[None]:
 class Held(NamedTuple):
     """What a process holds."""
 
-    threads: int
+    threads: tuple[str, ...]  # their names
     files: int
     segments: frozenset[str]
     children: frozenset[int]
+
+
+def thread_names() -> tuple[str, ...]:
+    """Of all threads the system knows, Python's and others."""
+    names = []
+    for task in Path("/proc/self/task").iterdir():
+        with contextlib.suppress(OSError):  # it ended just now
+            names.append((task / "comm").read_text().strip())
+    return tuple(sorted(names))
 
 
 def held() -> Held:
@@ -42,18 +52,21 @@ def held() -> Held:
     gc.collect()
     children = {child.pid for child in psutil.Process().children(recursive=True)}
     return Held(
-        len(os.listdir("/proc/self/task")), len(os.listdir("/proc/self/fd")),
+        thread_names(), len(os.listdir("/proc/self/fd")),
         frozenset(segments_left()), frozenset(children),
     )  # fmt: skip
 
 
 def more(now: Held, before: Held) -> dict[str, object]:
     """What is held beyond ``before``."""
-    grown: dict[str, object] = {
-        "threads": now.threads - before.threads, "files": now.files - before.files,
-        "segments": now.segments - before.segments, "children": now.children - before.children,
-    }  # fmt: skip
-    return {k: v for k, v in grown.items() if (v if not isinstance(v, int) else v > 0)}
+    grown: dict[str, object] = {}
+    if len(now.threads) > len(before.threads):
+        grown["threads"] = sorted((Counter(now.threads) - Counter(before.threads)).elements())
+    if now.files > before.files:
+        grown["files"] = now.files - before.files
+    grown["segments"] = sorted(now.segments - before.segments)
+    grown["children"] = sorted(now.children - before.children)
+    return {name: value for name, value in grown.items() if value}
 
 
 @contextlib.contextmanager

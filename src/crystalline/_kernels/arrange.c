@@ -8,11 +8,10 @@
 static int arrangement_ok(const cry_pool *pool, const cry_arrangement *a)
 {
     if (a->leaves < CRY_GROUPS || a->leaves > CRY_PARTS) return 0;
-    const int sphere = CRY_PARTS / CRY_GROUPS;
     if (a->begin[0] != 0 || a->begin[a->leaves] != CRY_PARTS) return 0;
     for (int l = 0; l < a->leaves; l++) {
         if (a->begin[l + 1] <= a->begin[l] || a->begin[l + 1] > CRY_PARTS) return 0;
-        if (a->begin[l] / sphere != (a->begin[l + 1] - 1) / sphere) return 0;
+        if (a->begin[l] / SPHERE_PARTS != (a->begin[l + 1] - 1) / SPHERE_PARTS) return 0;
         if (a->owner[l] < 0 || a->owner[l] >= pool->threads) return 0;
     }
     for (int t = 0; t < pool->threads; t++) {
@@ -28,6 +27,21 @@ static int arrangement_ok(const cry_pool *pool, const cry_arrangement *a)
     return 1;
 }
 
+/* First one sphere of each thread, then a second one of each, ...: what is over goes round. */
+static void set_turns(cry_pool *pool)
+{
+    int owner[CRY_GROUPS], round[CRY_GROUPS] = {0};
+    for (int l = pool->leaf_count - 1; l >= 0; l--)
+        owner[pool->leaves[l].sphere] = pool->leaves[l].owner; /* its first leaf's stays */
+    for (int g = 0; g < CRY_GROUPS; g++)
+        for (int before = 0; before < g; before++) round[g] += owner[before] == owner[g];
+    for (int g = 0; g < CRY_GROUPS; g++) {
+        pool->turn[g] = 0;
+        for (int h = 0; h < CRY_GROUPS; h++)
+            pool->turn[g] += round[h] < round[g] || (round[h] == round[g] && owner[h] < owner[g]);
+    }
+}
+
 cry_status cry_pool_arrange(cry_pool *pool, const cry_arrangement *a)
 {
     if (!arrangement_ok(pool, a)) return CRY_BAD_SHAPE;
@@ -41,8 +55,9 @@ cry_status cry_pool_arrange(cry_pool *pool, const cry_arrangement *a)
     }
     memset(leaves, 0, n * sizeof *leaves);
     for (int l = 0; l < a->leaves; l++) {
-        leaves[l].begin = a->begin[l];
-        leaves[l].end = a->begin[l + 1];
+        leaves[l].sphere = a->begin[l] / SPHERE_PARTS;
+        leaves[l].begin = a->begin[l] - leaves[l].sphere * SPHERE_PARTS;
+        leaves[l].end = a->begin[l + 1] - leaves[l].sphere * SPHERE_PARTS;
         leaves[l].owner = a->owner[l];
     }
     memcpy(order, a->order, orders);
@@ -52,6 +67,7 @@ cry_status cry_pool_arrange(cry_pool *pool, const cry_arrangement *a)
     pool->order = order;
     pool->leaf_count = a->leaves;
     pool->steal = a->steal;
+    set_turns(pool);
     return CRY_OK;
 }
 
@@ -78,7 +94,7 @@ int cry_arrange_simply(cry_pool *pool)
     int32_t begin[CRY_GROUPS + 1], owner[CRY_GROUPS];
     int32_t *order = calloc((size_t)n * CRY_GROUPS, sizeof *order);
     if (!order) return 0;
-    for (int g = 0; g <= CRY_GROUPS; g++) begin[g] = g * (CRY_PARTS / CRY_GROUPS);
+    for (int g = 0; g <= CRY_GROUPS; g++) begin[g] = g * SPHERE_PARTS;
     for (int g = 0; g < CRY_GROUPS; g++) owner[g] = g % n;
     for (int t = 0; t < n; t++) {
         int32_t *at = order + t * CRY_GROUPS;

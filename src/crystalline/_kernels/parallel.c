@@ -94,22 +94,28 @@ static int64_t take(leaf *from, uint64_t region, int64_t count)
     }
 }
 
+/* Every sphere has `each` tasks in a row; of the rest, at the end, some have one more. */
 static void take_tasks(cry_pool *pool, int thread, int everything)
 {
+    int64_t each = pool->tasks / CRY_GROUPS, rest = pool->tasks % CRY_GROUPS;
     const int32_t *order = pool->order + (int64_t)thread * pool->leaf_count;
     int64_t before = cry_nanoseconds();
     for (int i = 0; i < pool->leaf_count; i++) {
         leaf *from = pool->leaves + order[i];
         int own = from->owner == thread;
         if (!own && !everything) return; /* own leaves come first */
-        int64_t first = pool->tasks * from->begin / CRY_PARTS;
-        int64_t count = pool->tasks * from->end / CRY_PARTS - first, done = 0;
-        for (int64_t t; count && (t = take(from, pool->number, count)) >= 0; done++)
-            pool->task(pool->context, first + t, thread);
+        int64_t turn = pool->turn[from->sphere], of_sphere = each + (turn < rest);
+        int64_t first = of_sphere * from->begin / SPHERE_PARTS, done = 0;
+        int64_t count = of_sphere * from->end / SPHERE_PARTS - first;
+        for (int64_t t; count && (t = take(from, pool->number, count)) >= 0; done++) {
+            t += first;
+            t = t < each ? from->sphere * each + t : CRY_GROUPS * each + turn;
+            pool->task(pool->context, t, thread);
+        }
         if (!done) continue;
         int64_t now = cry_nanoseconds();
         counts *to[2] = {pool->by_thread + thread,
-                         pool->spheres + from->begin / (CRY_PARTS / CRY_GROUPS)};
+                         pool->spheres + from->sphere};
         for (int k = 0; k < 2; k++) {
             add(&to[k]->tasks, done);
             add(&to[k]->busy, now - before);

@@ -12,10 +12,13 @@ enum { TAKEN_BITS = 24 };
 #define TAKEN_MASK ((UINT64_C(1) << TAKEN_BITS) - 1)
 #define REGION_MASK (UINT64_MAX >> TAKEN_BITS)
 
+enum { SPHERE_PARTS = CRY_PARTS / CRY_GROUPS };
+
 typedef struct leaf {
     _Alignas(64) atomic_ullong counter;
     atomic_llong busy; /* nanoseconds spent on its tasks, by whomever */
-    int begin, end;    /* parts of CRY_PARTS */
+    int sphere;
+    int begin, end;    /* parts of the sphere's SPHERE_PARTS */
     int owner;         /* thread */
 } leaf;
 
@@ -42,6 +45,7 @@ struct cry_pool {
     pthread_t *handles;
     int *cpus;            /* where workers stay, or NULL */
     int leaf_count, steal;
+    int turn[CRY_GROUPS]; /* the order in which spheres get the tasks that twelve do not divide */
     leaf *leaves;
     int32_t *order;       /* (threads, leaves): a thread's own first, then the nearest others */
     counts spheres[CRY_GROUPS], *by_thread;

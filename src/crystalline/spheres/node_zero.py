@@ -138,7 +138,8 @@ class NodeZero:
         return int(self._ask(MessageType.RESUME))
 
     def stop(self) -> int:
-        """Ends the training after the step at hand, with a checkpoint."""
+        """Ends the training after the step at hand, with a checkpoint.  It overtakes commands that
+        still wait, which are refused."""
         return int(self._ask(MessageType.STOP, priority=URGENT))
 
     def checkpoint(self) -> int:

@@ -118,9 +118,9 @@ typedef struct cry_pool cry_pool;
 CRY_API cry_pool *cry_pool_new(int threads, const int *cpus);
 CRY_API void cry_pool_free(cry_pool *pool);
 
-/* How the work of a region is divided: its tasks lie in a row, cut into CRY_PARTS equal parts; sphere
- * g has parts 144 g .. 144 (g + 1), and its leaves (it is one itself while it has no children) divide
- * them.  No result depends on it.  At first there are 12 leaves, thread t carries t, t + N, ... and
+/* How the work of a region is divided: the 12 spheres have the same number of tasks, or one more.  Of
+ * CRY_PARTS parts sphere g has 144 g .. 144 (g + 1), and its leaves (it is one itself while it has no
+ * children) divide its tasks by its parts.  No result depends on it.  At first there are 12 leaves, thread t carries t, t + N, ... and
  * stealing is on. */
 #define CRY_PARTS 1728
 typedef struct cry_arrangement {
