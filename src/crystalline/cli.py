@@ -109,7 +109,7 @@ def cli(context: click.Context) -> None:
 @click.option(
     "--recursive-spawning/--no-recursive-spawning",
     default=None,
-    help=_help("With depth auto, spheres get children while threads without stealing are uneven.", "they do"),
+    help=_help("With depth auto, spheres get children where threads stay uneven.", "they do"),
 )
 @click.option(
     "--thread-allocation",
