@@ -206,7 +206,7 @@ def test_what_subscribers_hear(text: Path, tmp_path: Path) -> None:
         node.resume()
         node.wait()
         with pytest.raises(QueueClosed):
-            while (m := queue.receive(timeout=None)) is not None:
+            while (m := queue.receive_wait(timeout=None)) is not None:
                 if m.step > first or m.type == MessageType.SHUTDOWN:
                     heard.append((MessageType(m.type), m.step, m.values))
 

@@ -65,7 +65,7 @@ def told(queue: MessageQueue) -> list[MessageType]:
     """What is in a queue that is closed."""
     types = []
     with pytest.raises(QueueClosed):
-        while (message := queue.receive(timeout=None)) is not None:
+        while (message := queue.receive_wait(timeout=None)) is not None:
             types.append(MessageType(message.type))
     return types
 
@@ -191,8 +191,9 @@ def test_a_signal_is_noted_a_second_interrupt_raises_and_handlers_come_back() ->
 
 
 def test_any_number_of_signals_never_waits_for_room() -> None:
-    gate = threading.Event()
-    node, _ = started(advance=gate.wait)
+    held, gate = threading.Event(), threading.Event()
+    node, _ = started(advance=lambda: held.set() or gate.wait())
+    held.wait()
     with noted_signals(node.request_stop):
         for _ in range(3 * INBOX):
             signal.raise_signal(signal.SIGTERM)
