@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import shutil
+import signal
 import threading
 from pathlib import Path
 from typing import Any
@@ -151,6 +152,25 @@ def test_a_model_works_in_a_child_forked_while_it_was_at_work(
     finally:
         stop.set()
         worker.join(30)
+
+
+def test_a_child_forked_in_a_training_does_not_keep_its_folder(
+    text_file: Path, tmp_path: Path
+) -> None:
+    children: list[int] = []
+
+    def fork_once(event: dict[str, Any]) -> None:
+        if event["event"] == "step" and not children:
+            children.append(os.fork())
+            if children[0] == 0:
+                signal.pause()
+
+    crystalline.train(text_file, tmp_path / "m", on_event=fork_once, **TINY, steps=3)
+    try:
+        crystalline.train(out=tmp_path / "m", resume=True, steps=4)
+    finally:
+        os.kill(children[0], signal.SIGKILL)
+        os.waitpid(children[0], 0)
 
 
 def test_extreme_values(text_file: Path, tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:

@@ -178,3 +178,13 @@ def test_a_commanded_run_stopped_and_resumed_is_the_same_run(
         for _ in range(2):
             commanded(None, parts, stopping)
     assert fingerprint(parts) == fingerprint(whole)
+
+
+def test_a_replay_goes_on_after_a_stop(plain: dict[str, Any], tmp_path: Path) -> None:
+    first, again = tmp_path / "first", tmp_path / "again"
+    with watchdog(120), nothing_leaks():
+        said = commanded(plain["text"], first, settings)
+        commanded(plain["text"], again, lambda node, at: at == 7 and node.stop(), replay=said)
+        done = commanded(None, again, replay=said)
+    assert fingerprint(first) == fingerprint(again)
+    assert [c for c in done if c["command"] != "STOP"] == said

@@ -41,11 +41,16 @@ def claimed(folder: Path) -> Iterator[None]:
         raise UsageError(f"{folder}: another training runs there; choose another out") from None
     except OSError:
         pass  # some network file systems have no locks
+    owner = os.getpid()
     try:
         yield
     finally:
-        if os.listdir(folder) == [MARK]:
-            os.unlink(folder / MARK)
+        if os.getpid() == owner:
+            if os.listdir(folder) == [MARK]:
+                os.unlink(folder / MARK)
+                with contextlib.suppress(OSError):
+                    folder.rmdir()
+            # Closing would leave it to the children forked meanwhile, which share the lock.
             with contextlib.suppress(OSError):
-                folder.rmdir()
+                fcntl.flock(mark, fcntl.LOCK_UN)
         os.close(mark)

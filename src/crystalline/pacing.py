@@ -21,7 +21,7 @@ class Pacing:
         self.deadline: float | None = None
         self.pace = self.validation_seconds = self.save_seconds = 0.0
         self.saved_at = self.begun = time.monotonic()
-        self._paused_at = 0.0
+        self._paused_at: float | None = None
 
     def aim(
         self,
@@ -77,9 +77,11 @@ class Pacing:
     def paused(self, now: bool) -> None:
         """The clock of a deadline stands still in a pause."""
         if now:
-            self._paused_at = time.monotonic()
-        elif self.deadline is not None:
-            self.deadline += time.monotonic() - self._paused_at
+            self._paused_at = self._paused_at or time.monotonic()
+        elif self._paused_at is not None:
+            if self.deadline is not None:
+                self.deadline += time.monotonic() - self._paused_at
+            self._paused_at = None
 
 
 def passes(share: int, before: float, now: float) -> bool:

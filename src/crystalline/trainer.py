@@ -74,7 +74,8 @@ class Trainer(Training):
         """A control thread for this run.  UsageError while another one drives this training."""
         if self.node is not None and self.node.alive:
             raise UsageError(f"this training is {self.node.state} already; wait for its end")
-        self.node = NodeZero(self, replay)
+        # What a resumed training was told before its checkpoint is in it already.
+        self.node = NodeZero(self, [c for c in replay if c not in self.commands])
         return self.node
 
     def aim(self, deadline: float) -> None:
@@ -97,6 +98,7 @@ class Trainer(Training):
             self._mask = frozenset(os.sched_getaffinity(0))
             pin_thread(self.team.cpus[0])
         self.pacing.begun = time.monotonic()
+        self.pacing.paused(False)
         self.stats.begin()
         if self.progress.step == 0:
             self.save()
@@ -130,6 +132,7 @@ class Trainer(Training):
         p = self.progress
         if p.step < p.course.steps:
             self.save()
+            self.pacing.paused(True)  # until it is started again
             return
         self.tell({"event": "done", "step": p.step,
                     "seconds": time.monotonic() - self.pacing.begun,
