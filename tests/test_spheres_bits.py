@@ -187,4 +187,5 @@ def test_a_replay_goes_on_after_a_stop(plain: dict[str, Any], tmp_path: Path) ->
         commanded(plain["text"], again, lambda node, at: at == 7 and node.stop(), replay=said)
         done = commanded(None, again, replay=said)
     assert fingerprint(first) == fingerprint(again)
-    assert [c for c in done if c["command"] != "STOP"] == said
+    # Children end with the run that had them; who works is no part of a training's state.
+    assert [c for c in done if c["command"] == "SET"] == [c for c in said if c["command"] == "SET"]

@@ -333,9 +333,10 @@ class NodeZero:
                     Command(step=step, command=kind.name, sphere=message.sphere, values=values)
                 )
         except UsageError as refused:
-            if answer is None:  # replayed: then it is not the same training
+            if answer is not None:
+                answer.set_exception(refused)
+            elif kind is MessageType.SET:  # replayed: then it is not the same training
                 raise
-            answer.set_exception(refused)
             return
         except BaseException as error:
             if answer is not None:
