@@ -7,7 +7,7 @@ QUICK_C := tests/test_kernel*.py tests/test_guard_pages.py tests/test_team.py te
   tests/test_region*.py tests/test_arrange.py tests/test_pinning.py tests/test_lengths.py \
   tests/test_queue.py tests/test_queue_memory.py tests/test_queue_processes.py
 
-.PHONY: demo install test lint coverage-c sanitize tsan memcheck kill soak soak-queue fuzz bench clean
+.PHONY: demo install test lint coverage-c sanitize tsan memcheck kill soak soak-queue soak-team fuzz bench clean
 
 ## demo: install, train on the bundled text while you watch, and print what the model writes
 demo: $(VENV)/installed
@@ -58,7 +58,7 @@ sanitize: $(VENV)/tested
 
 ## tsan: the message queue and the team at length under the thread sanitizer
 tsan: $(VENV)/tested
-	CRYSTALLINE_SOAK=100000000 $(BIN)/python -m pytest -q -s tests/test_queue_soak.py -k race
+	CRYSTALLINE_QUEUE_SOAK=100000000 $(BIN)/python -m pytest -q -s tests/test_queue_soak.py -k race
 	CRYSTALLINE_TEAM_SOAK=50 $(BIN)/python -m pytest -q -s tests/test_team_soak.py -k race
 
 ## memcheck: whole trainings under valgrind, on two instruction sets at once; nothing is suppressed
@@ -75,7 +75,7 @@ soak: $(VENV)/tested
 
 ## soak-queue: 10^8 messages between 1 to 16 senders and receivers, and processes killed 3000 times
 soak-queue: $(VENV)/tested
-	CRYSTALLINE_SOAK=100000000 $(BIN)/python -m pytest -q -s tests/test_queue_soak.py -k "not race"
+	CRYSTALLINE_QUEUE_SOAK=100000000 $(BIN)/python -m pytest -q -s tests/test_queue_soak.py -k "not race"
 	CRYSTALLINE_KILLS=500 $(BIN)/python -m pytest -q -s tests/test_queue_processes.py -k random
 
 ## soak-team: a million regions on 1 to 48 threads, each task counted

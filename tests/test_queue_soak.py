@@ -1,6 +1,6 @@
 """The message queue's C at work: many threads, nothing lost, doubled or out of order; no data race.
 
-`make soak-queue` and `make tsan` do the same at length: CRYSTALLINE_SOAK says how many messages all
+`make soak-queue` and `make tsan` do the same at length: CRYSTALLINE_QUEUE_SOAK says how many messages all
 pairs of senders and receivers share.
 """
 
@@ -15,7 +15,7 @@ import subprocess
 import pytest
 from queue_case import compile_driver
 
-SOAK = int(os.environ.get("CRYSTALLINE_SOAK", "0"))
+SOAK = int(os.environ.get("CRYSTALLINE_QUEUE_SOAK", "0"))
 SHORT = [(p, c) for p in (1, 2, 4) for c in (1, 2, 4)]
 LONG = [(1, 1), (1, 4), (4, 1), (2, 2), (4, 4), (1, 16), (16, 1), (3, 5), (8, 8), (16, 16)]
 PAIRS = LONG if SOAK else SHORT
