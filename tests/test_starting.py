@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from pathlib import Path
 from typing import Any
 
+import pytest
 from conftest import TINY
 
 from crystalline.api import training
@@ -38,3 +40,19 @@ def test_of_threads_that_start_a_training_at_once_one_does(text_file: Path, tmp_
                 node.abort()
                 node.wait(10)
             assert len(nodes) == 1
+
+
+def test_steps_before_an_error_of_the_caller_are_kept(text_file: Path, tmp_path: Path) -> None:
+    out, failures = tmp_path / "m", [RuntimeError("the caller's")]
+
+    def fail(event: dict[str, Any]) -> None:
+        if event["event"] == "step" and event["step"] == 5 and failures:
+            raise failures.pop()
+
+    options: dict[str, Any] = {**TINY, "steps": 5}
+    with training(text_file, out, on_event=fail, **options) as trainer:
+        with pytest.raises(RuntimeError, match="the caller's"):
+            trainer.run()
+        trainer.run()
+    state = json.loads((out / "training_state.json").read_text())
+    assert state["progress"]["step"] == 5

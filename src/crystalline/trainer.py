@@ -131,10 +131,12 @@ class Trainer(Training):
         return p.step < p.course.steps
 
     def finish(self) -> None:
-        """The end: a checkpoint if the last step has not written it."""
+        """The end: a checkpoint if the last step has not written it, as when the caller's code
+        failed after it and the training was started again."""
         p = self.progress
-        if p.step < p.course.steps:
+        if self.saved_step != p.step:
             self.save()
+        if p.step < p.course.steps:
             return
         self.tell({"event": "done", "step": p.step,
                     "seconds": time.monotonic() - self.pacing.begun,
