@@ -15,6 +15,7 @@ from topology_cases import RECORDS, topologies
 
 from crystalline.errors import UsageError
 from crystalline.spheres import AllocationRow, Cpu, ThreadAllocation, Topology
+from crystalline.spheres.crew import make_crew
 
 COUNTS = [*range(1, 25), 48, 96, 144, 1000]
 STRATEGIES = ["auto", "round_robin", "one_to_one", "compact", "spread"]
@@ -289,3 +290,10 @@ def test_damaged_leaves_are_found(damage: Any, said: str) -> None:
     a = Damaged(5, topology=RECORDS["smt-8"])
     with pytest.raises(ValueError, match=f"^allocation: {said}"):
         a.validate(2)
+
+
+@pytest.mark.parametrize("said", ["x", "false", "2"])
+def test_a_word_for_pinning_that_nobody_knows(said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CRYSTALLINE_PIN", said)
+    with pytest.raises(UsageError, match=f"CRYSTALLINE_PIN is '{said}', but must be 0 or 1"):
+        make_crew(1)

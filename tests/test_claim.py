@@ -193,3 +193,21 @@ def test_long_runs_of_white_space_are_learnt_quickly(tmp_path: Path) -> None:
     assert run(path, tmp_path / "m")[-1]["event"] == "done"
     model = crystalline.load(tmp_path / "m")
     assert np.isfinite(model.loss(model.tokenizer.encode("a \u3000 b")))
+
+
+def test_a_forked_child_does_not_keep_a_folder(tmp_path: Path) -> None:
+    out, (wait, wake) = tmp_path / "m", os.pipe()
+    with claimed(out):
+        (out / "something").touch()
+        child = os.fork()
+        if child == 0:
+            os.close(wake)
+            os.read(wait, 1)
+            os._exit(0)
+    try:
+        with claimed(out):
+            pass
+    finally:
+        os.close(wake)
+        os.close(wait)
+        os.waitpid(child, 0)

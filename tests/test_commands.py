@@ -137,10 +137,13 @@ def test_the_evaluation_interval(text: Path, tmp_path: Path) -> None:
         ({"epochs": 1e-9}, "are done; choose more"),
         ({"evaluation_interval": -1}, "whole number from 0"),
         ({"evaluation_interval": 0.5}, "whole number"), ({"dim": 8}, "cannot be set"),
+        ({"epochs": "many"}, "must be a number"), ({"epochs": None}, "must be a number"),
+        ({"epochs": 10**400}, "must be a number"),
+        ({"learning_rate": 1e-4, "dim": 8}, "cannot be set"),
     ],
 )  # fmt: skip
 def test_a_bad_setting_is_refused_and_changes_nothing(
-    settings: dict[str, float], match: str, text: Path, tmp_path: Path
+    settings: dict[str, Any], match: str, text: Path, tmp_path: Path
 ) -> None:
     def body(trainer: Trainer, node: NodeZero, _: Events) -> None:
         eventually(lambda: trainer.progress.step > 1)

@@ -41,16 +41,20 @@ def claimed(folder: Path) -> Iterator[None]:
         raise UsageError(f"{folder}: another training runs there; choose another out") from None
     except OSError:
         pass  # some network file systems have no locks
-    owner = os.getpid()
+    process = os.getpid()
     try:
         yield
     finally:
-        if os.getpid() == owner:
-            if os.listdir(folder) == [MARK]:
-                os.unlink(folder / MARK)
-                with contextlib.suppress(OSError):
-                    folder.rmdir()
-            # Closing would leave it to the children forked meanwhile, which share the lock.
-            with contextlib.suppress(OSError):
-                fcntl.flock(mark, fcntl.LOCK_UN)
-        os.close(mark)
+        if os.getpid() == process:  # the folder of a forked copy is its parent's
+            _release(folder, mark)
+
+
+def _release(folder: Path, mark: int) -> None:
+    if os.listdir(folder) == [MARK]:
+        os.unlink(folder / MARK)
+        with contextlib.suppress(OSError):
+            folder.rmdir()
+    # A forked child may live on with its copy of the descriptor, which would keep the lock.
+    with contextlib.suppress(OSError):
+        fcntl.flock(mark, fcntl.LOCK_UN)
+    os.close(mark)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import resource
+import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -22,7 +23,7 @@ from crystalline.pacing import REPLANS, VALIDATIONS, passes
 from crystalline.settings import perform
 from crystalline.signals import noted_signals
 from crystalline.spheres.messages import MessageType
-from crystalline.spheres.node_zero import Command, NodeZero
+from crystalline.spheres.node_zero import Command, NodeZero, State
 from crystalline.spheres.show import Show
 from crystalline.training import VALIDATION_TOKENS, Event, Training
 
@@ -38,6 +39,7 @@ class Trainer(Training):
     """
 
     node: NodeZero | None = None
+    _making = threading.Lock()  # of a node: two threads may start one training at once
     _show: Show | None = None
     _mask: frozenset[int] = frozenset()  # the CPUs of the control thread before it was pinned
     _busy: NDArray[np.int64] | None = None  # of the threads, when they were last looked at
@@ -72,11 +74,15 @@ class Trainer(Training):
 
     def _new_node(self, replay: Sequence[Command]) -> NodeZero:
         """A control thread for this run.  UsageError while another one drives this training."""
-        if self.node is not None and self.node.alive:
-            raise UsageError(f"this training is {self.node.state} already; wait for its end")
-        # What a resumed training was told before its checkpoint is in it already.
-        self.node = NodeZero(self, [c for c in replay if c not in self.commands])
-        return self.node
+        with self._making:
+            before = self.node
+            # INITIALIZING: made by another thread, which is about to start it.
+            if before is not None and (before.alive or before.state is State.INITIALIZING):
+                raise UsageError(f"this training is {before.state} already; wait for its end")
+            # What a resumed training was told before its checkpoint is in it already.
+            new = [c for c in replay if c not in self.commands]
+            self.node = node = NodeZero(self, new)
+        return node
 
     def aim(self, deadline: float) -> None:
         """Sets the end so that the run is over at ``deadline`` (time.monotonic)."""
@@ -128,10 +134,12 @@ class Trainer(Training):
         return p.step < p.course.steps
 
     def finish(self) -> None:
-        """The end: a checkpoint if the last step has not written it."""
+        """The end: a checkpoint if the last step has not written it, as when the caller's code
+        failed after it and the training was started again."""
         p = self.progress
-        if p.step < p.course.steps:
+        if self.saved_step != p.step:
             self.save()
+        if p.step < p.course.steps:
             self.pacing.paused(True)  # until it is started again
             return
         self.tell({"event": "done", "step": p.step,

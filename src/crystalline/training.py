@@ -76,6 +76,7 @@ class Training:
         self.options: dict[str, Any] = {}  # what the user said, kept for resuming
         self.commands: list[Command] = []  # that took effect
         self.pacing = Pacing()
+        self.saved_step = -1  # of the checkpoint this process wrote last
         self.stats = SphereStats(self.team, crew.hierarchy)
 
     def plan_batches(self) -> None:
@@ -229,6 +230,7 @@ class Training:
             state=state,
         )
         self.pacing.saved(begun)
+        self.saved_step = self.progress.step
         self.tell({"event": "checkpoint", "step": self.progress.step, "path": str(self.out)})
 
     def tell(self, event: Event) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crystalline._native import Team, interleave
+from crystalline.errors import UsageError
 from crystalline.spheres.allocation import ThreadAllocation
 from crystalline.spheres.hierarchy import UNEVEN, SphereHierarchy
 from crystalline.team import make_team, threads_wanted
@@ -102,6 +103,8 @@ def make_crew(
     allocation = ThreadAllocation(threads_wanted(threads), strategy)
     if pin is None:
         said = os.environ.get("CRYSTALLINE_PIN", "")
+        if said not in ("", "0", "1"):
+            raise UsageError(f"CRYSTALLINE_PIN is {said!r}, but must be 0 or 1; unset it")
         pin = said != "0" and (bool(said) or allocation.threads == len(allocation.topology.cpus))
     hierarchy = SphereHierarchy(allocation, depth)
     team = make_team(allocation.threads, allocation.cpus if pin else None)

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import stat
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import msgspec
 import numpy as np
@@ -31,19 +32,23 @@ FORMAT = 1
 # as int64, then the JSON.
 PREFIX = np.dtype([("step", "<i8"), ("tokens", "<i8")])
 LENGTH = np.dtype("<i8")
+LONGEST = 65536  # bytes of live.json, with room to spare
 
 Floats = NDArray[np.float32]
+
+Number = Annotated[int, msgspec.Meta(ge=0)]
+Name = Annotated[str, msgspec.Meta(pattern=r"^[^/\x00]+$")]
 
 
 class Notice(msgspec.Struct):
     """live.json: who shows what under which names; None for what found no room."""
 
     format: int
-    pid: int
-    start: int
-    parameters: int
-    weights: str | None
-    board: str | None
+    pid: Annotated[int, msgspec.Meta(ge=1, lt=2**31)]
+    start: Number
+    parameters: Number
+    weights: Name | None
+    board: Name | None
     problem: str | None
 
 
@@ -158,6 +163,10 @@ class LiveTraining:
             if not _runs(notice) or not (root / LIVE).exists():  # it ended just now
                 _none_runs(root)
             raise
+        if (weights is not None and weights.size != PREFIX.itemsize + 4 * notice.parameters) or (
+            board is not None and board.size < LENGTH.itemsize
+        ):
+            raise UsageError(f"{root / LIVE}: does not fit what it names; wait for the next run")
         return cls(root, notice, weights, board)
 
     @property
@@ -193,7 +202,10 @@ class LiveTraining:
         if length == 0:
             return {}
         start = LENGTH.itemsize
-        return msgspec.json.decode(content[start : start + length].data, type=dict[str, Any])
+        try:
+            return msgspec.json.decode(content[start : start + length].data, type=dict[str, Any])
+        except msgspec.MsgspecError as error:
+            raise UsageError(f"{self.folder / LIVE}: names what is no board ({error})") from error
 
     def close(self) -> None:
         """May be called again; the training goes on."""
@@ -239,7 +251,11 @@ def _name(region: SharedRegion | None) -> str | None:
 def _notice(folder: Path) -> Notice | None:
     """What live.json says, or None if there is nothing to make sense of."""
     try:
-        notice = msgspec.json.decode((folder / LIVE).read_bytes(), type=Notice)
+        # Whatever lies there instead, a pipe or a device, must not make a training wait.
+        fd = os.open(folder / LIVE, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        with open(fd, "rb") as file:
+            text = file.read(LONGEST) if stat.S_ISREG(os.fstat(fd).st_mode) else b""
+        notice = msgspec.json.decode(text, type=Notice)
     except (OSError, msgspec.MsgspecError):
         return None
     return notice if notice.format == FORMAT else None

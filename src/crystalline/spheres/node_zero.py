@@ -148,14 +148,18 @@ class NodeZero:
 
     def set(self, **settings: float) -> int:
         """Changes learning_rate (its peak), batch_size (sequences), epochs (of the whole training)
-        or evaluation_interval (steps; 0 for evenly spread)."""
-        step = 0
+        or evaluation_interval (steps; 0: evenly spread)."""
+        step, asked = 0, list[tuple[float, float]]()
         for name, value in settings.items():
             if name.upper() not in Setting.__members__:
-                known = ", ".join(Setting.__members__).lower()
-                raise UsageError(f"set: {name} cannot be set; choose among {known}")
-            setting = Setting[name.upper()]
-            step = int(self._ask(MessageType.SET, values=(float(setting), float(value))))
+                known = f"choose among {', '.join(Setting.__members__).lower()}"
+                raise UsageError(f"set: {name} cannot be set; {known}")
+            try:
+                asked.append((float(Setting[name.upper()]), float(value)))
+            except (TypeError, ValueError, OverflowError):
+                raise UsageError(f"set: {name} is {value!r:.40}, but must be a number") from None
+        for values in asked:
+            step = int(self._ask(MessageType.SET, values=values))
         return step
 
     def spawn(self, sphere: int = ALL_SPHERES) -> int:
@@ -207,8 +211,7 @@ class NodeZero:
 
     def request_stop(self) -> None:
         """Asks for the end without waiting; may be called in a signal handler."""
-        # Where there is no room, so many have asked before.
-        self._send(MessageType.STOP, priority=URGENT, timeout=0.0)
+        self._send(MessageType.STOP, priority=URGENT, timeout=0.0)  # no room: many have asked
 
     def abort(self) -> None:
         """Ends the training after the step at hand, without a checkpoint, and waits for that."""
@@ -237,8 +240,7 @@ class NodeZero:
         values: Sequence[float] = (),
     ) -> Any:  # fmt: skip
         self._here()
-        # The control thread cannot wait for itself to make room.
-        timeout = 0.0 if self._on_control_thread() else None
+        timeout = 0.0 if self._on_control_thread() else None  # it cannot wait for itself
         answer = self._send(kind, priority=priority, sphere=sphere, values=values, timeout=timeout)
         if self._on_control_thread() and not answer.done():
             return 0
