@@ -1,7 +1,7 @@
 """The message queue's C at work: many threads, nothing lost, doubled or out of order; no data race.
 
-`make soak-queue` and `make tsan` do the same at length: CRYSTALLINE_QUEUE_SOAK says how many messages all
-pairs of senders and receivers share.
+`make soak-queue` and `make tsan` do the same at length: CRYSTALLINE_QUEUE_SOAK says how many
+messages all pairs of senders and receivers share.
 """
 
 from __future__ import annotations
