@@ -90,6 +90,35 @@ def test_a_killed_reader_leaves_no_trace() -> None:
         assert region.read()[0] == 1002
 
 
+NO_DESCRIPTORS = BEGIN + """
+import contextlib
+from crystalline.spheres.region import RegionError
+kept = []
+with contextlib.suppress(OSError):
+    while True:
+        kept.append(os.open("/dev/null", os.O_RDONLY))
+said = []
+for act in (region.read, lambda **how: region.write(b"54321", **how)):
+    try:
+        said.append(repr(act(timeout=0.1)))
+    except RegionError as error:
+        said.append(str(error))
+for descriptor in kept:
+    os.close(descriptor)
+print(said)
+"""
+
+
+def test_a_living_writer_is_waited_for_by_who_cannot_look_whether_it_lives() -> None:
+    with SharedRegion.create(5) as region:
+        region.write(b"12345")
+        with region.locked(), Script(NO_DESCRIPTORS, region.name) as script:
+            said = script.well()
+        assert f"process {os.getpid()} has written to it for 0.1 s" in said, said
+        assert "/proc does not tell who this process is" in said, said
+        assert region.read()[1].tobytes() == b"12345"
+
+
 # --- children -------------------------------------------------------------------------------------
 
 
