@@ -77,20 +77,23 @@ cdef class Pool:
 
     cdef object _reserve(self, int64_t shared, int64_t scratch):
         cdef float[::1] view
-        if self.busy:
-            self._enter()
-        if shared > self.c.shared_len:
-            self.c.shared, self.c.shared_len = NULL, 0
-            self._shared = None
-            self._shared = arena(shared)
-            view = self._shared
-            self.c.shared, self.c.shared_len = &view[0], shared
-        if scratch > self.c.scratch_len:
-            self.c.scratch, self.c.scratch_len = NULL, 0
-            self._scratch = None
-            self._scratch = arena(scratch * self.c.threads)
-            view = self._scratch
-            self.c.scratch, self.c.scratch_len = &view[0], scratch
+        # The arena is made in Python, where other threads and signals' handlers may run between.
+        self._enter()
+        try:
+            if shared > self.c.shared_len:
+                self.c.shared, self.c.shared_len = NULL, 0
+                self._shared = None
+                self._shared = arena(shared)
+                view = self._shared
+                self.c.shared, self.c.shared_len = &view[0], shared
+            if scratch > self.c.scratch_len:
+                self.c.scratch, self.c.scratch_len = NULL, 0
+                self._scratch = None
+                self._scratch = arena(scratch * self.c.threads)
+                view = self._scratch
+                self.c.scratch, self.c.scratch_len = &view[0], scratch
+        finally:
+            self.busy = False
 
     def arrange(self, const int32_t[::1] begin, const int32_t[::1] owner, const int32_t[:, ::1] order,
                 bint steal):
