@@ -232,6 +232,22 @@ def test_who_waits_among_the_dead_is_told(stuck: Path) -> None:
         assert len(drain(queue)) == 2
 
 
+def test_who_waits_among_the_dead_is_told_also_when_signals_wake_it(stuck: Path) -> None:
+    with shared_memory(2) as memory:
+        queue = MessageQueue(2, buffer=memory.buf)
+        with stopped(stuck, memory, "sent"):
+            pass
+        assert len(drain(queue)) == 1
+        before = signal.signal(signal.SIGALRM, lambda *_: None)
+        signal.setitimer(signal.ITIMER_REAL, 0.01, 0.01)
+        try:
+            with pytest.raises(QueueAlone):
+                queue.receive_wait(20.0)
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
+
+
 def test_the_sixty_fifth_process_takes_the_place_and_the_slots_of_a_dead_one(stuck: Path) -> None:
     with shared_memory(64) as memory:
         queue = MessageQueue(64, buffer=memory.buf)

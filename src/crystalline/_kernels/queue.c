@@ -24,7 +24,7 @@
 enum {
     SPINS = 64,  /* looks before sleeping, */
     PAUSES = 16, /* and pauses between two: each look takes the line from who is at work on it */
-    SLICE = 100000000, /* nanoseconds a sleeper sleeps before it looks around */
+    SLICE = 100000000, /* nanoseconds a sleeper sleeps, and waits between looks at who lives */
 };
 
 /* One send or receive, with what kept its last attempt from ending. */
@@ -184,21 +184,16 @@ static cry_queue_status sleep_once(cry_queue *q, call *c, int64_t nanoseconds)
     unsigned announced = atomic_fetch_or(sleepers, 1) | 1;
     cry_queue_status status = attempt(q, c);
     if (!undecided(status)) return status;
-    int64_t begun = cry_nanoseconds();
     cry_sleep_shared(sleepers, announced, nanoseconds);
-    status = attempt(q, c);
-    if (!undecided(status) || cry_nanoseconds() - begun < SLICE || !cry_queue_alone(q))
-        return status;
-    /* What the last of the others sent was there before it was found dead. */
-    status = attempt(q, c);
-    return undecided(status) && !c->blocker ? CRY_QUEUE_ALONE : status;
+    return attempt(q, c);
 }
 
 /* The first attempt ended with `status`, full or empty; `nanoseconds` is how long it may take. */
 static cry_queue_status wait_for(cry_queue *q, call *c, cry_queue_status status,
                                  int64_t nanoseconds)
 {
-    int64_t begun = cry_nanoseconds();
+    /* Half a slice: a call that may take a whole one looks before it ends. */
+    int64_t begun = cry_nanoseconds(), look = begun + SLICE / 2;
     while (undecided(status)) {
         status = spin(q, c, status);
         if (!undecided(status)) break;
@@ -212,6 +207,13 @@ static cry_queue_status wait_for(cry_queue *q, call *c, cry_queue_status status,
         if (nanoseconds >= 0 && left <= 0) break;
         if (nanoseconds >= 0 && left < slice) slice = left;
         status = sleep_once(q, c, slice);
+        /* By the clock, as signals may end every sleep early. */
+        if (!undecided(status) || cry_nanoseconds() < look) continue;
+        look = cry_nanoseconds() + SLICE;
+        if (!cry_queue_alone(q)) continue;
+        /* What the last of the others sent was there before it was found dead. */
+        status = attempt(q, c);
+        if (undecided(status) && !c->blocker) return CRY_QUEUE_ALONE;
     }
     return status;
 }
