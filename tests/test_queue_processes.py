@@ -36,9 +36,12 @@ def stuck(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @contextmanager
-def stopped(program: Path, memory: Shared, step: str) -> Iterator[subprocess.Popen[bytes]]:
+def stopped(
+    program: Path, memory: Shared, step: str, priority: int = 1
+) -> Iterator[subprocess.Popen[bytes]]:
     """A process that has gone as far as `step` and no further."""
-    with subprocess.Popen([program, memory.path, step], stdout=subprocess.PIPE) as p:
+    command = [program, memory.path, step, str(priority)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as p:
         try:
             assert p.stdout is not None
             assert p.stdout.readline() == b"there\n"
@@ -183,6 +186,22 @@ def test_the_claim_of_a_dead_sender_is_skipped(stuck: Path, step: str, wait: flo
         for ticket in range(9):
             assert queue.send(SphereMessage(1, ticket=ticket))
             assert [m.ticket for m in drain(queue)] == [ticket]
+
+
+@pytest.mark.parametrize("priorities", [(0, 3), (3, 0)])
+def test_a_stopped_sender_does_not_hide_a_dead_one(
+    stuck: Path, priorities: tuple[int, int]
+) -> None:
+    dead, living = priorities
+    with shared_memory(4) as memory:
+        queue = MessageQueue(4, buffer=memory.buf)
+        with stopped(stuck, memory, "claim", living):
+            with stopped(stuck, memory, "claim", dead):
+                pass
+            queue.send(SphereMessage(1, dead, ticket=7))
+            message = queue.receive()
+            assert message is not None and message.ticket == 7
+            assert queue.counters()["skipped"] == 1
 
 
 @pytest.mark.parametrize("wait", [0.0, None])
