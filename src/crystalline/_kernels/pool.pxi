@@ -124,14 +124,16 @@ cdef class Pool:
         busy nanoseconds; leaves, the busy nanoseconds of each since ``arrange``."""
         cdef cry_statistics s
         spheres = np.zeros((12, 3), np.int64)
-        threads, leaves = np.zeros((self.threads, 3), np.int64), np.zeros(self.leaves, np.int64)
+        # Room for any arrangement: another thread may come and arrange while arrays are made.
+        threads, leaves = np.zeros((self.threads, 3), np.int64), np.zeros(PARTS, np.int64)
         cdef int64_t[:, ::1] of_spheres = spheres, of_threads = threads
         cdef int64_t[::1] of_leaves = leaves
         cdef int g
         s.threads, s.leaf_busy = <cry_counts *> &of_threads[0, 0], &of_leaves[0]
         cry_pool_statistics(self.c.pool, &s)
+        count = self.leaves
         for g in range(12):
             of_spheres[g, 0], of_spheres[g, 1] = s.spheres[g].tasks, s.spheres[g].stolen
             of_spheres[g, 2] = s.spheres[g].busy
         return {"regions": s.regions, "inside": s.inside, "spheres": spheres, "threads": threads,
-                "leaves": leaves}
+                "leaves": leaves[:count]}
