@@ -289,3 +289,21 @@ def test_who_is_dead_has_no_start() -> None:
     os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)  # a zombie still
     assert _region.process_start(child) == 0
     os.waitpid(child, 0)
+
+
+WITHOUT_MAIN_THREAD = """
+import ctypes, os, sys, threading
+print("here", flush=True)
+threading.Thread(target=lambda: (sys.stdin.read(), os._exit(0))).start()
+ctypes.CDLL(None).syscall(60, 0)  # exit, which ends one thread
+"""
+
+
+def test_who_lives_in_another_thread_than_the_first_is_not_dead() -> None:
+    with Script(WITHOUT_MAIN_THREAD) as script:
+        script.line()
+        stat = Path(f"/proc/{script.process.pid}/stat")
+        while stat.read_text().rsplit(")")[-1].split()[0] != "Z":
+            pass
+        assert _region.process_start(script.process.pid) > 0
+        script.well()

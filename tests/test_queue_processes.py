@@ -36,9 +36,12 @@ def stuck(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @contextmanager
-def stopped(program: Path, memory: Shared, step: str) -> Iterator[subprocess.Popen[bytes]]:
+def stopped(
+    program: Path, memory: Shared, step: str, priority: int = 1
+) -> Iterator[subprocess.Popen[bytes]]:
     """A process that has gone as far as `step` and no further."""
-    with subprocess.Popen([program, memory.path, step], stdout=subprocess.PIPE) as p:
+    command = [program, memory.path, step, str(priority)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as p:
         try:
             assert p.stdout is not None
             assert p.stdout.readline() == b"there\n"
@@ -185,6 +188,22 @@ def test_the_claim_of_a_dead_sender_is_skipped(stuck: Path, step: str, wait: flo
             assert [m.ticket for m in drain(queue)] == [ticket]
 
 
+@pytest.mark.parametrize("priorities", [(0, 3), (3, 0)])
+def test_a_stopped_sender_does_not_hide_a_dead_one(
+    stuck: Path, priorities: tuple[int, int]
+) -> None:
+    dead, living = priorities
+    with shared_memory(4) as memory:
+        queue = MessageQueue(4, buffer=memory.buf)
+        with stopped(stuck, memory, "claim", living):
+            with stopped(stuck, memory, "claim", dead):
+                pass
+            queue.send(SphereMessage(1, dead, ticket=7))
+            message = queue.receive()
+            assert message is not None and message.ticket == 7
+            assert queue.counters()["skipped"] == 1
+
+
 @pytest.mark.parametrize("wait", [0.0, None])
 def test_the_slot_of_a_dead_receiver_is_taken_back(stuck: Path, wait: float | None) -> None:
     with shared_memory(4) as memory:
@@ -230,6 +249,22 @@ def test_who_waits_among_the_dead_is_told(stuck: Path) -> None:
         with pytest.raises(QueueAlone):
             queue.send_wait(SphereMessage(1), timeout=None)
         assert len(drain(queue)) == 2
+
+
+def test_who_waits_among_the_dead_is_told_also_when_signals_wake_it(stuck: Path) -> None:
+    with shared_memory(2) as memory:
+        queue = MessageQueue(2, buffer=memory.buf)
+        with stopped(stuck, memory, "sent"):
+            pass
+        assert len(drain(queue)) == 1
+        before = signal.signal(signal.SIGALRM, lambda *_: None)
+        signal.setitimer(signal.ITIMER_REAL, 0.01, 0.01)
+        try:
+            with pytest.raises(QueueAlone):
+                queue.receive_wait(20.0)
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
 
 
 def test_the_sixty_fifth_process_takes_the_place_and_the_slots_of_a_dead_one(stuck: Path) -> None:

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -88,6 +89,70 @@ def test_a_killed_reader_leaves_no_trace() -> None:
             reader.end(kill=True)
         region.write(np.full(region.size, 7, np.uint8))
         assert region.read()[0] == 1002
+
+
+NO_DESCRIPTORS = BEGIN + """
+import contextlib
+from crystalline.spheres.region import RegionError
+kept = []
+with contextlib.suppress(OSError):
+    while True:
+        kept.append(os.open("/dev/null", os.O_RDONLY))
+said = []
+for act in (region.read, lambda **how: region.write(b"54321", **how)):
+    try:
+        said.append(repr(act(timeout=0.1)))
+    except RegionError as error:
+        said.append(str(error))
+for descriptor in kept:
+    os.close(descriptor)
+print(said)
+"""
+
+
+def test_a_living_writer_is_waited_for_by_who_cannot_look_whether_it_lives() -> None:
+    with SharedRegion.create(5) as region:
+        region.write(b"12345")
+        with region.locked(), Script(NO_DESCRIPTORS, region.name) as script:
+            said = script.well()
+        assert f"process {os.getpid()} has written to it for 0.1 s" in said, said
+        assert "/proc does not tell who this process is" in said, said
+        assert region.read()[1].tobytes() == b"12345"
+
+
+LEAVES = BEGIN + """
+class Enough(Exception):
+    pass
+
+def stop(*_):
+    raise Enough
+
+signal.signal(signal.SIGALRM, stop)
+print("here", flush=True)
+sys.stdin.readline()
+signal.setitimer(signal.ITIMER_REAL, 0.15)
+try:
+    with region.locked():
+        pass
+    signal.setitimer(signal.ITIMER_REAL, 0)
+except Enough:
+    pass
+print("on it goes", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_signal_while_waiting_does_not_leave_the_region_locked() -> None:
+    with SharedRegion.create(5) as region, Script(LEAVES, region.name) as script:
+        script.line()
+        with region.locked():
+            assert script.process.stdin is not None
+            script.process.stdin.write("\n")
+            script.process.stdin.flush()
+            time.sleep(0.18)  # the signal comes in the slice of the wait in which the lock does
+        script.line()
+        region.write(b"12345", timeout=5.0)
+        script.well()
 
 
 # --- children -------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ import threading
 import numpy as np
 import pytest
 
+from crystalline import _native
 from crystalline._native import Team
 from crystalline.memory import arena
 
@@ -66,6 +67,37 @@ def test_two_threads_on_one_team_are_told() -> None:
         assert not worker.is_alive()
     assert len(done) + len(said) == 600 and done
     assert all("at work for another thread" in words for words in said)
+    assert product(team) == product(Team(1))
+
+
+def test_a_second_caller_is_told_while_the_first_gets_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    team, asked = Team(2), []
+
+    def meanwhile(count: int) -> np.ndarray:
+        asked.append(count)
+        with pytest.raises(RuntimeError, match="at work for another thread"):
+            product(team)
+        return arena(count)
+
+    monkeypatch.setattr(_native, "arena", meanwhile)
+    got = product(team)
+    assert len(asked) == 1
+    monkeypatch.setattr(_native, "arena", arena)
+    assert got == product(team) == product(Team(1))
+
+
+def test_a_team_that_got_no_memory_is_free_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none_left(count: int) -> np.ndarray:
+        raise MemoryError(count)
+
+    team = Team(2)
+    monkeypatch.setattr(_native, "arena", none_left)
+    for _ in range(2):
+        with pytest.raises(MemoryError):
+            product(team)
+    monkeypatch.setattr(_native, "arena", arena)
     assert product(team) == product(Team(1))
 
 

@@ -1,5 +1,6 @@
-/* queue_stuck FILE STEP: joins the queue in a file that is shared memory, does the first part of a
- * send or a receive by hand, says so, and stops for good, to be killed there.  STEP is
+/* queue_stuck FILE STEP [PRIORITY]: joins the queue in a file that is shared memory, does the first
+ * part of a send or a receive by hand, of priority 1 or the one given, says so, and stops for good,
+ * to be killed there.  STEP is
  *     claim    the slot is claimed, nothing else
  *     half     and half the message is written
  *     sent     the message is there, the tail not yet moved
@@ -22,12 +23,12 @@
 
 enum { RING = 1 };
 
-static void by_hand(cry_queue *q, const char *step)
+static void by_hand(cry_queue *q, const char *step, int r)
 {
     int reads = !strcmp(step, "read") || !strcmp(step, "taken");
-    ring *ends = &q->shared->rings[RING];
+    ring *ends = &q->shared->rings[r];
     uint64_t at = reads ? ends->head : ends->tail, me = q->joined & 0x3fff;
-    slot *s = slot_at(q, RING, at);
+    slot *s = slot_at(q, r, at);
     if (!swap(&s->word, word_of(at, reads ? FULL : FREE, 0),
               word_of(at, reads ? READING : CLAIMED, me)))
         exit(3);
@@ -44,7 +45,7 @@ static int in_a_fork(void)
     if (!memory || cry_queue_init(memory, bytes, 2) != CRY_QUEUE_OK ||
         cry_queue_join(&q, memory, bytes, 0) != CRY_QUEUE_OK)
         return 2;
-    by_hand(q, "claim");
+    by_hand(q, "claim", RING);
     pid_t child = fork();
     if (child == 0) {
         cry_message sent = {.priority = RING, .ticket = 5}, got;
@@ -66,12 +67,12 @@ int main(int argc, char **argv)
     struct stat file;
     cry_queue *q;
     if (argc == 2 && !strcmp(argv[1], "fork")) return in_a_fork();
-    int f = argc == 3 ? open(argv[1], O_RDWR) : -1;
+    int f = argc == 3 || argc == 4 ? open(argv[1], O_RDWR) : -1;
     if (f < 0 || fstat(f, &file)) return 2;
     void *memory = mmap(0, (size_t)file.st_size, PROT_READ | PROT_WRITE, MAP_SHARED, f, 0);
     if (memory == MAP_FAILED || cry_queue_join(&q, memory, file.st_size, 1) != CRY_QUEUE_OK)
         return 2;
-    by_hand(q, argv[2]);
+    by_hand(q, argv[2], argc == 4 ? argv[3][0] - '0' : RING);
     puts("there");
     fflush(stdout);
     for (;;) pause();

@@ -7,11 +7,12 @@
  * are wrong counts, and data races to the thread sanitizer.  With `pin` all workers share CPU 0.
  * Prints one line of JSON; exit code 1 when anything is wrong. */
 #define _POSIX_C_SOURCE 200809L
+#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "parallel.h"
+#include "pool.h"
 
 enum { MOST_TASKS = 3000, MOST_THREADS = 64 };
 
@@ -112,6 +113,25 @@ static int64_t check_counters(const cry_pool *pool, int threads, int64_t tasks, 
     return wrong + (total != tasks) + (robbed != 0);
 }
 
+/* The numbers of regions come round while the workers are new; each has to come to every region. */
+static int64_t check_wrap(int threads, region *r)
+{
+    cry_team team = {.threads = threads, .pool = cry_pool_new(threads, 0)};
+    if (!team.pool) return 1;
+    team.pool->steal = 0;
+    team.pool->number = REGION_MASK;
+    atomic_store(&team.pool->region, UINT_MAX - 1);
+    int64_t wrong = 0;
+    for (int n = 0; n < 4; n++) {
+        memset(r, 0, sizeof *r);
+        r->limit = threads;
+        cry_run(&team, 100, one_task, r);
+        for (int t = 0; t < MOST_TASKS; t++) wrong += r->ran[t] != (t < 100);
+    }
+    cry_pool_free(team.pool);
+    return wrong;
+}
+
 int main(int argc, char **argv)
 {
     int threads = argc > 3 ? atoi(argv[1]) : 0;
@@ -126,6 +146,7 @@ int main(int argc, char **argv)
     int32_t *order = malloc(sizeof *order * CRY_PARTS * (size_t)threads);
     region *r = malloc(sizeof *r);
     if (!team.pool || !order || !r) return 2;
+    wrong += check_wrap(threads, r);
     for (int64_t n = 0; n < regions; n++) {
         if (below(4) == 0) {
             cry_arrangement a = {random_leaves(order, threads), begin, owner, order, below(2) == 0};

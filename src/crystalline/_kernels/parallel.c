@@ -255,7 +255,7 @@ static void run_region(cry_pool *pool, int limit, int64_t tasks, cry_task *task,
     pool->context = context;
     pool->tasks = tasks;
     pool->limit = limit;
-    pool->number = (pool->number + 1) & REGION_MASK;
+    pool->number = pool->number % REGION_MASK + 1; /* 0 is what a new worker has served */
     /* Leaves of threads that are not there, or may not work, are everybody's. */
     pool->stealing = pool->steal || limit < pool->threads || pool->workers < pool->threads - 1;
     if (pool->workers == 0 || tasks <= 1) {

@@ -77,20 +77,23 @@ cdef class Pool:
 
     cdef object _reserve(self, int64_t shared, int64_t scratch):
         cdef float[::1] view
-        if self.busy:
-            self._enter()
-        if shared > self.c.shared_len:
-            self.c.shared, self.c.shared_len = NULL, 0
-            self._shared = None
-            self._shared = arena(shared)
-            view = self._shared
-            self.c.shared, self.c.shared_len = &view[0], shared
-        if scratch > self.c.scratch_len:
-            self.c.scratch, self.c.scratch_len = NULL, 0
-            self._scratch = None
-            self._scratch = arena(scratch * self.c.threads)
-            view = self._scratch
-            self.c.scratch, self.c.scratch_len = &view[0], scratch
+        # The arena is made in Python, where other threads and signals' handlers may run between.
+        self._enter()
+        try:
+            if shared > self.c.shared_len:
+                self.c.shared, self.c.shared_len = NULL, 0
+                self._shared = None
+                self._shared = arena(shared)
+                view = self._shared
+                self.c.shared, self.c.shared_len = &view[0], shared
+            if scratch > self.c.scratch_len:
+                self.c.scratch, self.c.scratch_len = NULL, 0
+                self._scratch = None
+                self._scratch = arena(scratch * self.c.threads)
+                view = self._scratch
+                self.c.scratch, self.c.scratch_len = &view[0], scratch
+        finally:
+            self.busy = False
 
     def arrange(self, const int32_t[::1] begin, const int32_t[::1] owner, const int32_t[:, ::1] order,
                 bint steal):
@@ -121,14 +124,16 @@ cdef class Pool:
         busy nanoseconds; leaves, the busy nanoseconds of each since ``arrange``."""
         cdef cry_statistics s
         spheres = np.zeros((12, 3), np.int64)
-        threads, leaves = np.zeros((self.threads, 3), np.int64), np.zeros(self.leaves, np.int64)
+        # Room for any arrangement: another thread may come and arrange while arrays are made.
+        threads, leaves = np.zeros((self.threads, 3), np.int64), np.zeros(PARTS, np.int64)
         cdef int64_t[:, ::1] of_spheres = spheres, of_threads = threads
         cdef int64_t[::1] of_leaves = leaves
         cdef int g
         s.threads, s.leaf_busy = <cry_counts *> &of_threads[0, 0], &of_leaves[0]
         cry_pool_statistics(self.c.pool, &s)
+        count = self.leaves
         for g in range(12):
             of_spheres[g, 0], of_spheres[g, 1] = s.spheres[g].tasks, s.spheres[g].stolen
             of_spheres[g, 2] = s.spheres[g].busy
         return {"regions": s.regions, "inside": s.inside, "spheres": spheres, "threads": threads,
-                "leaves": leaves}
+                "leaves": leaves[:count]}

@@ -24,16 +24,23 @@
 enum {
     SPINS = 64,  /* looks before sleeping, */
     PAUSES = 16, /* and pauses between two: each look takes the line from who is at work on it */
-    SLICE = 100000000, /* nanoseconds a sleeper sleeps before it looks around */
+    SLICE = 100000000, /* nanoseconds a sleeper sleeps, and waits between looks at who lives */
 };
 
-/* One send or receive, with what kept its last attempt from ending. */
+/* One send or receive, with what kept its last attempt from ending: slots that somebody is at work
+ * on.  All are kept, as one's owner may be stopped and another's dead. */
 typedef struct call {
     cry_message *out;      /* a receive's, otherwise NULL */
     const cry_message *in; /* a send's */
-    int ring;              /* where the blocker stands */
-    uint64_t blocker;      /* word of a slot that somebody is at work on; 0 for none */
+    unsigned blocked;      /* bit r: there is one in ring r, */
+    uint64_t blockers[CRY_PRIORITIES]; /* and this is its word */
 } call;
+
+static void block(call *c, int r, uint64_t word)
+{
+    c->blocked |= 1u << r;
+    c->blockers[r] = word;
+}
 
 /* The number of this process, which a child after a fork has yet to get; 0 when it cannot. */
 static uint64_t participant(cry_queue *q, cry_queue_status *status)
@@ -79,11 +86,11 @@ static cry_queue_status fill(cry_queue *q, int r, uint64_t position, uint64_t cl
 
 static cry_queue_status try_send(cry_queue *q, call *c)
 {
-    int r = c->ring = c->in->priority;
+    int r = c->in->priority;
     ring *ends = q->shared->rings + r;
     cry_queue_status status;
     uint64_t me = participant(q, &status);
-    c->blocker = 0;
+    c->blocked = 0;
     if (!me) return status;
     for (;;) {
         if (atomic_load(&q->shared->closed)) return CRY_QUEUE_CLOSED;
@@ -97,7 +104,7 @@ static cry_queue_status try_send(cry_queue *q, call *c)
         } else if (ahead == 0 || ahead == q->capacity) {
             move_on(&ends->tail, tail);
         } else if (ahead == (-q->capacity & CRY_POSITIONS) && state != FREE) {
-            if (state == READING) c->blocker = word;
+            if (state == READING) block(c, r, word);
             return CRY_QUEUE_FULL;
         } else if (atomic_load(&ends->tail) == tail) {
             return CRY_QUEUE_CORRUPT;
@@ -115,8 +122,7 @@ static cry_queue_status try_ring(cry_queue *q, int r, uint64_t me, call *c)
         enum slot_state state = state_of(word);
         if (ahead == 0 && state == FREE) return CRY_QUEUE_EMPTY;
         if (ahead == 0 && state == CLAIMED) {
-            c->ring = r;
-            c->blocker = word;
+            block(c, r, word);
             return CRY_QUEUE_EMPTY;
         }
         if (ahead == 0 && state == FULL) {
@@ -141,13 +147,13 @@ static cry_queue_status try_receive(cry_queue *q, call *c)
     uint64_t me = participant(q, &status);
     /* Read before the rings are: see `fill`. */
     int closed = atomic_load(&q->shared->closed) != 0;
-    c->blocker = 0;
+    c->blocked = 0;
     if (!me) return status;
     for (int r = 0; r < CRY_PRIORITIES; r++) {
         status = try_ring(q, r, me, c);
         if (status != CRY_QUEUE_EMPTY) return status;
     }
-    return closed && !c->blocker ? CRY_QUEUE_CLOSED : CRY_QUEUE_EMPTY;
+    return closed && !c->blocked ? CRY_QUEUE_CLOSED : CRY_QUEUE_EMPTY;
 }
 
 static cry_queue_status attempt(cry_queue *q, call *c)
@@ -184,25 +190,32 @@ static cry_queue_status sleep_once(cry_queue *q, call *c, int64_t nanoseconds)
     unsigned announced = atomic_fetch_or(sleepers, 1) | 1;
     cry_queue_status status = attempt(q, c);
     if (!undecided(status)) return status;
-    int64_t begun = cry_nanoseconds();
     cry_sleep_shared(sleepers, announced, nanoseconds);
-    status = attempt(q, c);
-    if (!undecided(status) || cry_nanoseconds() - begun < SLICE || !cry_queue_alone(q))
-        return status;
-    /* What the last of the others sent was there before it was found dead. */
-    status = attempt(q, c);
-    return undecided(status) && !c->blocker ? CRY_QUEUE_ALONE : status;
+    return attempt(q, c);
+}
+
+/* Takes back what the dead keep blocked.  1 when anything was settled, -1 on an unknown owner. */
+static int settle(cry_queue *q, const call *c)
+{
+    int settled = 0;
+    for (int r = 0; r < CRY_PRIORITIES; r++) {
+        int done = c->blocked >> r & 1 ? cry_queue_reap(q, r, c->blockers[r]) : 0;
+        if (done < 0) return -1;
+        if (done > 0) settled = 1;
+    }
+    return settled;
 }
 
 /* The first attempt ended with `status`, full or empty; `nanoseconds` is how long it may take. */
 static cry_queue_status wait_for(cry_queue *q, call *c, cry_queue_status status,
                                  int64_t nanoseconds)
 {
-    int64_t begun = cry_nanoseconds();
+    /* Half a slice: a call that may take a whole one looks before it ends. */
+    int64_t begun = cry_nanoseconds(), look = begun + SLICE / 2;
     while (undecided(status)) {
         status = spin(q, c, status);
         if (!undecided(status)) break;
-        int settled = c->blocker ? cry_queue_reap(q, c->ring, c->blocker) : 0;
+        int settled = settle(q, c);
         if (settled < 0) return CRY_QUEUE_CORRUPT;
         if (settled > 0) {
             status = attempt(q, c);
@@ -212,6 +225,13 @@ static cry_queue_status wait_for(cry_queue *q, call *c, cry_queue_status status,
         if (nanoseconds >= 0 && left <= 0) break;
         if (nanoseconds >= 0 && left < slice) slice = left;
         status = sleep_once(q, c, slice);
+        /* By the clock, as signals may end every sleep early. */
+        if (!undecided(status) || cry_nanoseconds() < look) continue;
+        look = cry_nanoseconds() + SLICE;
+        if (!cry_queue_alone(q)) continue;
+        /* What the last of the others sent was there before it was found dead. */
+        status = attempt(q, c);
+        if (undecided(status) && !c->blocked) return CRY_QUEUE_ALONE;
     }
     return status;
 }
@@ -221,7 +241,7 @@ cry_queue_status cry_queue_offer(cry_queue *q, const cry_message *message, int64
     call c = {.in = message};
     if (message->priority >= CRY_PRIORITIES) return CRY_QUEUE_BAD_ARGUMENT;
     cry_queue_status status = try_send(q, &c);
-    if (status != CRY_QUEUE_FULL || (nanoseconds == 0 && !c.blocker)) return status;
+    if (status != CRY_QUEUE_FULL || (nanoseconds == 0 && !c.blocked)) return status;
     return wait_for(q, &c, status, nanoseconds);
 }
 
@@ -236,7 +256,7 @@ cry_queue_status cry_queue_receive(cry_queue *q, cry_message *message, int64_t n
 {
     call c = {.out = message};
     cry_queue_status status = try_receive(q, &c);
-    if (status != CRY_QUEUE_EMPTY || (nanoseconds == 0 && !c.blocker)) return status;
+    if (status != CRY_QUEUE_EMPTY || (nanoseconds == 0 && !c.blocked)) return status;
     return wait_for(q, &c, status, nanoseconds);
 }
 

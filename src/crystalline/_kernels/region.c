@@ -30,15 +30,22 @@ enum { PID_BITS = 22, WORD = 8 };
 
 typedef _Atomic uint64_t word;
 
-/* Names a process for ever; 0 for one that is dead. */
-static uint64_t identity(int64_t pid)
+/* Names this process for ever; 0 where /proc does not tell when it was started. */
+static uint64_t own_identity(void)
 {
+    int64_t pid = getpid();
     uint64_t start = cry_process_start(pid);
-    return start ? start << PID_BITS | (uint64_t)pid : 0;
+    return start && start != CRY_START_UNKNOWN ? start << PID_BITS | (uint64_t)pid : 0;
 }
 
 static int64_t pid_of(uint64_t owner) { return (int64_t)(owner & ((1u << PID_BITS) - 1)); }
-static int is_dead(uint64_t owner) { return owner && identity(pid_of(owner)) != owner; }
+
+/* One of whom we cannot see when it was started may live, and is waited for. */
+static int is_dead(uint64_t owner)
+{
+    uint64_t start = owner ? cry_process_start(pid_of(owner)) : CRY_START_UNKNOWN;
+    return start != CRY_START_UNKNOWN && start != owner >> PID_BITS;
+}
 
 void cry_region_format(cry_region *region, uint64_t size)
 {
@@ -75,7 +82,7 @@ static int wait_a_little(const cry_region *region, unsigned turn, int64_t spin, 
 
 cry_region_status cry_region_write_begin(cry_region *region, int64_t until)
 {
-    uint64_t me = identity(getpid());
+    uint64_t me = own_identity();
     int64_t spin = cry_nanoseconds() + SPIN_NANOSECONDS;
     if (!me) return CRY_REGION_NO_IDENTITY;
     for (;;) {

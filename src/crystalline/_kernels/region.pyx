@@ -54,7 +54,7 @@ cdef inline cry_region *_at(unsigned char[::1] header):
 
 
 cdef int64_t _until(double timeout):
-    return cry_nanoseconds() + <int64_t> (min(timeout, 1e9) * 1e9)
+    return cry_nanoseconds() + (<int64_t> (min(timeout, 1e9) * 1e9) if timeout > 0 else 0)
 
 
 def process_start(int64_t pid):
@@ -80,9 +80,15 @@ def write_begin(unsigned char[::1] header, double timeout):
     while True:
         with nogil:
             status = cry_region_write_begin(region, min(until, cry_nanoseconds() + SLICE))
+        try:
+            # One that came while we waited: its handler must not raise when the region is ours.
+            PyErr_CheckSignals()
+        except:
+            if status == CRY_REGION_OK:
+                cry_region_write_end(region)
+            raise
         if status != CRY_REGION_TIMEOUT or cry_nanoseconds() >= until:
             return status
-        PyErr_CheckSignals()
 
 
 def write_end(unsigned char[::1] header):

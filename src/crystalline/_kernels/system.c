@@ -52,18 +52,20 @@ uint64_t cry_process_start(int64_t pid)
     if (pid <= 0) return 0;
     snprintf(path, sizeof path, "/proc/%lld/stat", (long long)pid);
     FILE *f = fopen(path, "r");
-    if (!f) return kill((pid_t)pid, 0) == 0 || errno != ESRCH ? CRY_START_UNKNOWN : 0;
-    size_t length = fread(line, 1, sizeof line - 1, f);
-    fclose(f);
+    size_t length = f ? fread(line, 1, sizeof line - 1, f) : 0;
+    if (f) fclose(f);
+    if (!length) return kill((pid_t)pid, 0) == 0 || errno != ESRCH ? CRY_START_UNKNOWN : 0;
     line[length] = 0;
-    /* pid (name) state ... : the name may hold anything, so the last parenthesis ends it; the start
-     * is the twentieth word after the state. */
+    /* pid (name) state ... : the name may hold anything, so the last parenthesis ends it; after the
+     * state come 16 words, the number of threads, one word, the start. */
     char *at = strrchr(line, ')'), state = 0;
     unsigned long long start = 0;
+    int threads = 0;
     if (!at || sscanf(at + 1, " %c %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s "
-                              "%*s %*s %llu", &state, &start) != 2)
+                              "%d %*s %llu", &state, &threads, &start) != 3)
         return 0;
-    return state == 'Z' || state == 'X' ? 0 : start;
+    /* A main thread that has ended looks dead; others may run, if only until a kill gets to them. */
+    return (state == 'Z' || state == 'X') && threads <= 1 ? 0 : start;
 }
 
 atomic_uint cry_fork_generation;

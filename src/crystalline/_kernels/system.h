@@ -21,7 +21,7 @@ int64_t cry_nanoseconds(void);
 int cry_quota_cpus(const char *root);
 
 /* When process `pid` was started, in clock ticks since boot: with the number it names a process for
- * ever.  0 when there is none, or when it is dead and only waits for its parent; CRY_START_UNKNOWN
+ * ever.  0 when there is none, or when all of it has ended and waits for its parent; CRY_START_UNKNOWN
  * when there is one that /proc does not show, or no file could be opened to see. */
 #define CRY_START_UNKNOWN UINT64_MAX
 uint64_t cry_process_start(int64_t pid);

@@ -25,8 +25,8 @@
  * wake-up, or a death, costs that long at most.
  *
  * Processes are told apart by number and start time, as /proc shows them: all must live in one PID
- * namespace.  A process whose main thread has ended alone counts as dead; one that replaces itself
- * by exec while another of its threads is inside a call counts as alive. */
+ * namespace.  One that replaces itself by exec while another of its threads is inside a call counts
+ * as alive. */
 #ifndef CRYSTALLINE_QUEUE_H
 #define CRYSTALLINE_QUEUE_H
 
