@@ -165,12 +165,22 @@ def test_replay_gives_each_command_at_its_step_and_refuses_nothing() -> None:
     second.start()
     assert second.wait() and again.step == 40
     assert again.commands == [c for c in said if c["command"] not in ("PAUSE", "STOP")]
-    wrong: Command = {"step": 4, "command": "SPAWN", "sphere": 13, "values": []}
-    third = NodeZero(Fake(40), [wrong])
-    third.start()
-    with pytest.raises(UsageError, match="sphere is 13"):
-        third.wait()
-    assert third.state is State.FAILED
+
+
+@pytest.mark.parametrize("command", ["SET", "SPAWN"])
+def test_a_replayed_command_that_is_refused_matters_where_it_changes_the_result(
+    command: str,
+) -> None:
+    wrong: Command = {"step": 4, "command": command, "sphere": 13, "values": []}
+    fake = Fake(40)
+    node = NodeZero(fake, [wrong])
+    node.start()
+    if command == "SET":
+        with pytest.raises(UsageError, match="sphere is 13"):
+            node.wait()
+        assert node.state is State.FAILED and fake.step == 4
+    else:
+        assert node.wait() and fake.step == 40 and not fake.commands
 
 
 # --- signals --------------------------------------------------------------------------------------

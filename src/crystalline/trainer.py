@@ -22,8 +22,9 @@ from crystalline.errors import Interrupted, UsageError
 from crystalline.pacing import REPLANS, VALIDATIONS, passes
 from crystalline.settings import perform
 from crystalline.signals import noted_signals
+from crystalline.spheres.driver import Command
 from crystalline.spheres.messages import MessageType
-from crystalline.spheres.node_zero import Command, NodeZero, State
+from crystalline.spheres.node_zero import NodeZero, State
 from crystalline.spheres.show import Show
 from crystalline.training import VALIDATION_TOKENS, Event, Training
 

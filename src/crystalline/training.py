@@ -23,7 +23,7 @@ from crystalline.plan import Recipe, check_memory
 from crystalline.schedule import Course, learning_rate
 from crystalline.shards import TokenStore
 from crystalline.spheres.crew import Crew
-from crystalline.spheres.node_zero import Command
+from crystalline.spheres.driver import Command
 from crystalline.spheres.stats import SphereStats
 from crystalline.tokenizer import Tokenizer
 

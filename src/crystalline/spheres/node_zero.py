@@ -23,13 +23,14 @@ import os
 import threading
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
 from enum import StrEnum
-from typing import Any, Protocol, TypedDict
+from typing import Any
 
 from crystalline._queue import MessageQueue, SphereMessage
 from crystalline.errors import QueueClosed, UsageError
+from crystalline.spheres.driver import Command, Driver
 from crystalline.spheres.messages import ALL_SPHERES, NORMAL, NOTICE, URGENT, MessageType, Setting
 
 INBOX = 256  # commands under way; so many are obeyed between two steps, at most
@@ -47,45 +48,8 @@ class State(StrEnum):
     FAILED = "FAILED"
 
 
-class Command(TypedDict):
-    """One command as it was recorded: the step after which it took effect, and what it was."""
-
-    step: int
-    command: str
-    sphere: int
-    values: list[float]
-
-
 REPLAYED = {MessageType[name] for name in ("CHECKPOINT", "SET", "SPAWN", "TERMINATE", "REBALANCE")}
 RECORDED = REPLAYED | {MessageType.PAUSE, MessageType.RESUME, MessageType.STOP}
-
-
-class Driver(Protocol):
-    """What Node Zero drives: a training, step by step."""
-
-    @property
-    def step_number(self) -> int: ...
-
-    def begin(self) -> None:
-        """Before the first step, on the control thread."""
-
-    def advance(self, tell: Callable[[SphereMessage], None]) -> bool:
-        """One step and what is due after it; False when that was the last one."""
-
-    def finish(self) -> None:
-        """After the last step, or a STOP."""
-
-    def close(self) -> None:
-        """At the very end, also of a failure: gives everything back."""
-
-    def perform(self, message: SphereMessage) -> Any:
-        """Carries out CHECKPOINT, SET, SPAWN, TERMINATE, REBALANCE or STATS; UsageError refuses."""
-
-    def paused(self, now: bool) -> None:
-        """From here nothing is done, or no longer."""
-
-    def record(self, command: Command) -> None:
-        """Keeps a command that took effect."""
 
 
 class NodeZero:
