@@ -189,3 +189,25 @@ def test_a_replay_goes_on_after_a_stop(plain: dict[str, Any], tmp_path: Path) ->
     assert fingerprint(first) == fingerprint(again)
     # Children end with the run that had them; who works is no part of a training's state.
     assert [c for c in done if c["command"] == "SET"] == [c for c in said if c["command"] == "SET"]
+
+
+def test_what_was_set_after_a_checkpoint_is_in_that_of_a_stop_at_the_same_step(
+    plain: dict[str, Any], tmp_path: Path
+) -> None:
+    def act(node: NodeZero, step: int) -> None:
+        if step == 3:
+            node.checkpoint()
+            node.pause()
+
+    with watchdog(120), training(
+        plain["text"], tmp_path / "m", **TINY, steps=STEPS,
+        on_event=lambda e: act(trainer.node, e["step"]) if e["event"] == "step" else None,
+    ) as trainer:  # fmt: skip
+        node = trainer.start()
+        node.pause()
+        node.set(batch_size=7)
+        node.stop()
+        node.wait()
+    state = load_training(tmp_path / "m")[1]
+    assert state["recipe"]["batch_size"] == 7
+    assert "SET" in [command["command"] for command in state["commands"]]

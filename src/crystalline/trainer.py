@@ -135,14 +135,15 @@ class Trainer(Training):
         return p.step < p.course.steps
 
     def finish(self) -> None:
-        """The end: a checkpoint if the last step has not written it, as when the caller's code
-        failed after it and the training was started again."""
+        """The end: a checkpoint.  That of the last step is there already, unless the caller's code
+        failed before it and the training was started again."""
         p = self.progress
-        if self.saved_step != p.step:
-            self.save()
         if p.step < p.course.steps:
+            self.save()  # also where this step has one: commands may have come after it
             self.pacing.paused(True)  # until it is started again
             return
+        if self.saved_step != p.step:
+            self.save()
         self.tell({"event": "done", "step": p.step,
                     "seconds": time.monotonic() - self.pacing.begun,
                     "validation": p.validation, "best": p.best, "best_step": p.best_step,
