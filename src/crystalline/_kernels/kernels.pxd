@@ -14,6 +14,13 @@ cdef extern from "crystalline/kernels.h" nogil:
         int64_t tile_m, tile_n
         void (*exp)(float *y, const float *x, int64_t n) noexcept nogil
         void (*log)(float *y, const float *x, int64_t n) noexcept nogil
+
+    const cry_kernels *cry_kernels_for(const char *isa)
+
+cdef extern from "crystalline/parallel.h" nogil:
+    int cry_usable_cpus()
+    ctypedef struct cry_pool:
+        pass
     ctypedef struct cry_team:
         const cry_kernels *kernels
         int threads
@@ -22,11 +29,6 @@ cdef extern from "crystalline/kernels.h" nogil:
         float *scratch
         int64_t shared_len
         int64_t scratch_len
-
-    const cry_kernels *cry_kernels_for(const char *isa)
-    int cry_usable_cpus()
-    ctypedef struct cry_pool:
-        pass
     cry_pool *cry_pool_new(int threads, const int *cpus)
     void cry_pool_free(cry_pool *pool)
     ctypedef struct cry_arrangement:

@@ -1,5 +1,5 @@
 /* Attention over the team: a task is one key/value head of one sequence. */
-#include "parallel.h"
+#include "tasks.h"
 
 #include <string.h>
 

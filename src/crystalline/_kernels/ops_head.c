@@ -5,7 +5,7 @@
  * w is packed once each way for all blocks.  The weight gradient goes through q, one buffer of its
  * size, for the three groups that are being added; a group too large for one block keeps its running
  * chain in s, a second one. */
-#include "parallel.h"
+#include "tasks.h"
 
 enum { BLOCK_FLOATS = 1 << 22, LEAST_BLOCK = 48 }; /* logits of a block: 16 MiB where rows allow */
 

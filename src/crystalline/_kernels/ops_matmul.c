@@ -1,5 +1,5 @@
 /* Matrix products over the team: arguments checked, b packed once, work cut by output. */
-#include "parallel.h"
+#include "tasks.h"
 
 /* Blocks of `rows` rows by about 512 columns, made smaller until every thread has a few. */
 cry_grid cry_cut(const cry_team *team, int64_t m, int64_t n, int64_t rows)

@@ -1,6 +1,6 @@
 /* Everything that works along rows, over the team: norms, rotary positions, SwiGLU,
  * embedding.  Rows are cut in small spans; sums over tokens are cut by group or by output. */
-#include "parallel.h"
+#include "tasks.h"
 
 typedef struct rows_job {
     const cry_team *team;

@@ -1,5 +1,5 @@
 /* Work on the tables of numbers themselves: embedding rows, AdamW, the squared norm. */
-#include "parallel.h"
+#include "tasks.h"
 
 #include <string.h>
 

@@ -4,7 +4,7 @@
 
 #include <pthread.h>
 
-#include "parallel.h"
+#include "tasks.h"
 
 /* A leaf's counter: the region it counts for, above the number of its tasks that are taken.  Of an
  * older region it means none, so that no region has to set all leaves back. */

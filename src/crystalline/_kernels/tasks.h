@@ -1,11 +1,11 @@
 /* Inside the team: running tasks, the shape of the tree, rounding of memory. */
-#ifndef CRY_PARALLEL_H
-#define CRY_PARALLEL_H
+#ifndef CRY_TASKS_H
+#define CRY_TASKS_H
 
 #include <stdatomic.h>
 #include <stddef.h>
 
-#include "crystalline/kernels.h"
+#include "crystalline/parallel.h"
 #include "system.h"
 
 /* Task `task` of a loop, on thread `thread` of the team.  Tasks write their own outputs only, so the
