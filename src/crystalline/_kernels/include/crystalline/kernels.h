@@ -38,6 +38,7 @@ typedef struct cry_branch {
     int first_in_q;     /* this group's sum starts q; otherwise it is added to q */
     int last_in_q;      /* q is complete after this group and goes to the total */
     int starts_total;   /* q becomes the total; otherwise it is added to it */
+    int64_t at;         /* where the rows begin in packed panels, counted in elements */
 } cry_branch;
 
 typedef struct cry_adamw {
@@ -56,15 +57,16 @@ typedef struct cry_kernels {
     const char *isa;
     int64_t tile_m, tile_n; /* rows and columns of the register tile; a packed panel has tile_n columns */
 
-    /* panel(k, tile_n) = b: element (t, j) is b[t ks + j ns], columns n .. tile_n are zero. */
+    /* panel(k, tile_n) = b: element (t, j) is b[t ks + j ns], columns n .. tile_n are zero.
+     * ks or ns is 1. */
     void (*pack)(float *panel, const float *b, int64_t ks, int64_t ns, int64_t k, int64_t n);
     /* c(m, n) = init + a b.  a(i, t) is a[i rs + t cs]; b is packed in panels of k x tile_n; init
      * (row stride ldi) may be NULL for zero, or c itself. */
     void (*gemm)(float *c, int64_t ldc, const float *init, int64_t ldi, const float *a, int64_t rs,
                  int64_t cs, const float *panels, int64_t m, int64_t n, int64_t k);
-    /* c(m, n) over the groups' rows t of a and b, by the fixed tree; panels hold `rows` rows. */
+    /* c(m, n) over the groups' rows t of a and b, by the fixed tree; panels are `length` long. */
     void (*gemm_tree)(float *c, int64_t ldc, const float *a, int64_t rs, int64_t cs,
-                      const float *panels, int64_t m, int64_t n, int64_t rows,
+                      const float *panels, int64_t m, int64_t n, int64_t length,
                       const cry_branch *branches, int count);
     /* One block of one group: the group's chain runs on in s (m, n) between blocks; at its end the
      * sum goes through q (m, n) to c (m, n), as the branch says.  All have row stride ld. */
