@@ -98,7 +98,7 @@ CRY_INLINE void tile_store_narrow(cry_tile acc, const int mr, const int nv, floa
 {
     UNROLL for (int i = 0; i < mr; i++)
         UNROLL for (int j = 0; j < nv; j++)
-            operand_put_narrow(c, i * ld + 16 * j, acc[i][j], n - 16 * j);
+            value_put(c, i * ld + 16 * j, acc[i][j], n - 16 * j);
 }
 
 /* A finished group sum goes through q to the total c, as its branch of the tree says. */
@@ -188,28 +188,47 @@ static void tile_column(tile_job job, int64_t m)
  * each other out: they are copied first. */
 CRY_INLINE int strides_collide(int64_t rs) { return rs * 4 % 8192 == 0; }
 
+/* One block of k steps of all rows and columns. */
+static void gemm_block(tile_job job, float *c, const float *init, const float *panels, int64_t length,
+                       int64_t m, int64_t n)
+{
+    for (int64_t j = 0; j < n; j += TILE_N) {
+        job.c = c + j;
+        job.init = init ? init + j : 0;
+        job.b = panels + j * length;
+        job.n = cry_min(TILE_N, n - j);
+        tile_column(job, m);
+    }
+}
+
+/* As gemm_block, the rows of a copied together first, some at a time. */
+static void gemm_copied(tile_job job, float *c, const float *init, const float *panels, int64_t length,
+                        int64_t m, int64_t n)
+{
+    float copy[COPY_ROWS * COPY_LD] __attribute__((aligned(64)));
+    const float *a = job.a;
+    int64_t rs = job.rs;
+    job.a = copy, job.rs = COPY_LD;
+    for (int64_t i = 0; i < m; i += COPY_ROWS) {
+        int64_t rows = cry_min(COPY_ROWS, m - i);
+        for (int64_t r = 0; r < rows; r++)
+            for (int64_t u = 0; u < job.k; u += 16)
+                v16_put(copy + r * COPY_LD + u, v16_get(a + (i + r) * rs + u, job.k - u), job.k - u);
+        gemm_block(job, c + i * job.ldc, init ? init + i * job.ldi : 0, panels, length, rows, n);
+    }
+}
+
 static void gemm(float *c, int64_t ldc, const float *init, int64_t ldi, const float *a, int64_t rs,
                  int64_t cs, const float *panels, int64_t m, int64_t n, int64_t k)
 {
-    float copy[COPY_ROWS * COPY_LD] __attribute__((aligned(64)));
     int64_t blocks = (k + K_BLOCK - 1) / K_BLOCK, kb = (k + blocks - 1) / blocks;
-    int copies = cs == 1 && m <= COPY_ROWS && m > TILE_M && n > TILE_N && strides_collide(rs);
+    int copies = cs == 1 && m > TILE_M && n > TILE_N && strides_collide(rs);
     for (int64_t t = 0; t < k; t += kb) {
         tile_job job = {.ldc = ldc, .a = a + t * cs, .rs = rs, .cs = cs, .ldb = TILE_N,
                         .k = cry_min(kb, k - t), .ldi = t > 0 ? ldc : ldi};
-        if (copies) {
-            for (int64_t i = 0; i < m; i++)
-                for (int64_t u = 0; u < job.k; u += 16)
-                    v16_put(copy + i * COPY_LD + u, v16_get(job.a + i * rs + u, job.k - u), job.k - u);
-            job.a = copy, job.rs = COPY_LD;
-        }
-        for (int64_t j = 0; j < n; j += TILE_N) {
-            job.c = c + j;
-            job.init = t > 0 ? c + j : init ? init + j : 0;
-            job.b = panels + j * k + t * TILE_N;
-            job.n = cry_min(TILE_N, n - j);
-            tile_column(job, m);
-        }
+        const float *from = t > 0 ? c : init, *b = panels + t * TILE_N;
+        if (copies) gemm_copied(job, c, from, b, k, m, n);
+        else gemm_block(job, c, from, b, k, m, n);
     }
 }
 

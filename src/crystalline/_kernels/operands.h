@@ -37,8 +37,9 @@ CRY_INLINE v16 operand_across(const float *b, int64_t ks, int64_t left, int64_t 
 /* 16 elements of the sum from one address, where n steps of it exist. */
 CRY_INLINE v16 operand_along(const float *b, int64_t n) { return v16_get(b, n); }
 
-/* Nothing is stored narrow here; the tile's code names it all the same. */
-CRY_INLINE void operand_put_narrow(float *c, int64_t at, v16 a, int64_t n) { v16_put(c + at, a, n); }
+/* Entries at .. at + 16 (n of them) of an activation: floats here, bf16 with CRY_PAIRS. */
+CRY_INLINE v16 value_get(const float *p, int64_t at, int64_t n) { return v16_get(p + at, n); }
+CRY_INLINE void value_put(float *p, int64_t at, v16 a, int64_t n) { v16_put(p + at, a, n); }
 
 #else
 
@@ -93,12 +94,15 @@ CRY_INLINE v16 operand_along(const float *b, int64_t n)
     return (v16)_mm512_cvtne2ps_pbh(high, low);
 }
 
-/* The first n of 16 numbers to entry `at` of c, which holds bf16. */
-CRY_INLINE void operand_put_narrow(float *c, int64_t at, v16 a, int64_t n)
+CRY_INLINE v16 value_get(const float *p, int64_t at, int64_t n)
 {
-    uint16_t *p = (uint16_t *)c + at;
-    if (n >= 16) _mm256_storeu_si256((void *)p, (__m256i)_mm512_cvtneps_pbh(a));
-    else _mm256_mask_storeu_epi16(p, v16_mask(n), (__m256i)_mm512_cvtneps_pbh(a));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(widened((const uint16_t *)p + at, n), 16));
+}
+CRY_INLINE void value_put(float *p, int64_t at, v16 a, int64_t n)
+{
+    uint16_t *to = (uint16_t *)p + at;
+    if (n >= 16) _mm256_storeu_si256((void *)to, (__m256i)_mm512_cvtneps_pbh(a));
+    else _mm256_mask_storeu_epi16(to, v16_mask(n), (__m256i)_mm512_cvtneps_pbh(a));
 }
 
 #endif
