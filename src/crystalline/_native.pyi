@@ -12,6 +12,7 @@ _Starts = NDArray[np.int64]
 
 ISAS: Final[tuple[str, ...]]
 PARTS: Final[int]
+cry_kernels: Final[object]
 
 class _Statistics(TypedDict):
     regions: int
@@ -21,6 +22,7 @@ class _Statistics(TypedDict):
     leaves: _Starts
 
 def available_isas() -> tuple[str, ...]: ...
+def kernel_table(isa: str | None = None) -> object: ...
 def usable_cpus() -> int: ...
 def quota_cpus(root: str) -> int: ...
 
