@@ -1,4 +1,4 @@
-"""Run by the interpreter that has crystalline and examples/embed_cython installed: are they right?"""
+"""Run by an interpreter that has crystalline and examples/embed_cython: are they right?"""
 
 import nearest
 import numpy as np

@@ -1,4 +1,4 @@
-"""crystalline as a user has it: built from its source archive and installed in a venv of its own."""
+"""crystalline as a user has it: built from its source archive, installed in a venv of its own."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ ROOT = Path(__file__).parent.parent
 # Build tools and NumPy are those of the running interpreter; the network is not asked for any.
 PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
 QUIETLY = ["--quiet", "--no-index", "--no-deps", "--no-build-isolation"]
+BUILD_IN = "-Cbuild-dir=build"  # beside the sources: what is installed twice is built once
 
 
 def run(*command: object, **places: Path) -> str:
@@ -55,7 +56,8 @@ def environment(folder: Path) -> Environment:
     outer = [path for path in sys.path if path.endswith("-packages")]
     (made.packages / "zz_outer.pth").write_text("\n".join(outer) + "\n")
     cython = folder / "bin/cython"
-    cython.write_text(f"#!{made.python}\nfrom Cython.Compiler.Main import main\nmain(command_line=1)\n")
+    start = "from Cython.Compiler.Main import main\nmain(command_line=1)\n"
+    cython.write_text(f"#!{made.python}\n{start}")
     cython.chmod(0o755)
     return made
 
@@ -67,7 +69,7 @@ def source_archive(folder: Path) -> Path:
     return archive
 
 
-def wheel(archive: Path, folder: Path) -> Path:
-    run(*PIP, "wheel", *QUIETLY, "--wheel-dir", folder, archive)
+def wheel(sources: Path, folder: Path) -> Path:
+    run(*PIP, "wheel", *QUIETLY, BUILD_IN, "--wheel-dir", folder, sources)
     (made,) = folder.glob("*.whl")
     return made

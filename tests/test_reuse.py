@@ -1,4 +1,4 @@
-"""Other C and Cython projects can build on the installed wheel: by CMake, by cimport, by capsule."""
+"""Other C and Cython projects build on the installed wheel: by CMake, by cimport, by capsule."""
 
 from __future__ import annotations
 
@@ -31,8 +31,17 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def wheel(archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return installed.wheel(archive, tmp_path_factory.mktemp("wheel"))
+def sources(archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("sources")
+    with tarfile.open(archive) as tar:
+        tar.extractall(folder, filter="data")
+    (inside,) = folder.iterdir()
+    return inside
+
+
+@pytest.fixture(scope="session")
+def wheel(sources: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return installed.wheel(sources, tmp_path_factory.mktemp("wheel"))
 
 
 @pytest.fixture(scope="session")
@@ -53,7 +62,8 @@ def test_the_source_archive_has_all_that_the_build_reads(archive: Path) -> None:
         names = {name.split("/", 1)[1] for name in tar.getnames()}
     tracked = {str(p.relative_to(ROOT)) for p in (ROOT / "src").rglob("*.[chp]*")}
     tracked = {name for name in tracked if not name.endswith((".pyc", ".so"))}
-    assert names >= {"CMakeLists.txt", "cmake/crystallineConfig.cmake.in", "pyproject.toml"} | tracked
+    tracked |= {"CMakeLists.txt", "cmake/crystallineConfig.cmake.in", "pyproject.toml"}
+    assert names >= tracked
 
 
 def test_one_wheel_has_every_file_once(wheel: Path) -> None:
@@ -136,16 +146,33 @@ def test_the_serial_library_needs_no_threads_and_no_memory(user: Environment) ->
     assert undefined - defined <= {"memcpy", "memset", "memmove", "strcmp"} | compilers
 
 
-def test_folders_are_found_wherever_it_is_installed(
-    user: Environment, archive: Path, tmp_path: Path
+def has_all(include: str, package: str) -> bool:
+    headers = [Path(include) / "crystalline" / header for header in HEADERS]
+    return all(p.is_file() for p in [*headers, Path(package) / "crystallineConfig.cmake"])
+
+
+BOTH = "crystalline.get_include(), crystalline.get_cmake_dir(), sep='|'"
+
+
+def test_the_folders_of_this_installation() -> None:
+    assert has_all(crystalline.get_include(), crystalline.get_cmake_dir())
+
+
+def test_the_folders_of_an_installed_wheel(user: Environment) -> None:
+    include, package = user.evaluate(BOTH).split("|")
+    assert has_all(include, package)
+    assert include.startswith(str(user.packages))
+    assert not has_all(include, include)
+
+
+def test_the_folders_of_an_editable_installation(
+    wheel: Path, sources: Path, tmp_path: Path
 ) -> None:
-    for include, package in (
-        (crystalline.get_include(), crystalline.get_cmake_dir()),
-        (user.evaluate("crystalline.get_include()"), user.evaluate("crystalline.get_cmake_dir()")),
-    ):
-        assert all((Path(include) / "crystalline" / header).is_file() for header in HEADERS)
-        assert (Path(package) / "crystallineConfig.cmake").is_file()
-    assert user.evaluate("crystalline.get_include()").startswith(str(user.packages))
+    editable = installed.environment(tmp_path / "venv")
+    editable.install(sources, installed.BUILD_IN, "-Ceditable.rebuild=false", "--editable")
+    include, package = editable.evaluate(BOTH).split("|")
+    assert has_all(include, package)
+    assert editable.evaluate("crystalline.__file__").startswith(str(sources))
 
 
 def test_a_c_program_by_cmake(user: Environment, tmp_path: Path) -> None:
@@ -173,8 +200,10 @@ def test_a_cython_extension_by_cimport(user: Environment, tmp_path: Path) -> Non
     alone.mkdir()
     (module,) = user.packages.glob("nearest.*.so")
     shutil.copy(module, alone)
-    without = f"import sys; sys.path.insert(0, {str(alone)!r}); import nearest; print(sorted(sys.modules))"
-    assert "crystalline" not in run(user.python, "-I", "-S", "-c", without)
+    path = f"import sys; sys.path.insert(0, {str(alone)!r})"
+    loaded = run(user.python, "-I", "-S", "-c", f"{path}; import nearest; print(*sys.modules)")
+    assert "nearest" in loaded
+    assert "crystalline" not in loaded
     needs("nm")
     for name in ("nearest", "unlinked"):
         (module,) = user.packages.glob(f"{name}.*.so")

@@ -1,12 +1,12 @@
 # cython: language_level=3, boundscheck=False, wraparound=False
-"""nearest.similarities(out, queries, keys, threads=1): the cosine of the angle between each query and
-each key, computed by a team of threads, to the same bits for any number of them."""
+"""nearest.similarities(out, queries, keys, threads=1): the cosine of the angle between each query
+and each key, computed by a team of threads, to the same bits for any number of them."""
 
 from libc.stdint cimport int64_t
 from libc.stdlib cimport free, malloc
 
-from crystalline.kernels cimport (CRY_OK, cry_kernels_for, cry_matmul, cry_need_matmul, cry_pool_free,
-                                  cry_pool_new, cry_rmsnorm, cry_status, cry_team)
+from crystalline.kernels cimport (CRY_OK, cry_kernels_for, cry_matmul, cry_need_matmul,
+                                  cry_pool_free, cry_pool_new, cry_rmsnorm, cry_status, cry_team)
 
 
 cdef cry_status _similarities(cry_team *team, float *out, float *unit, const float *queries,
@@ -36,8 +36,9 @@ def similarities(float[:, ::1] out, const float[:, ::1] queries, const float[:, 
     cdef cry_status status = CRY_OK
     cdef float *unit = NULL
     if keys.shape[1] != D or out.shape[0] != Q or out.shape[1] != N or min(Q, N, D) < 1:
-        raise ValueError(f"similarities: out is ({out.shape[0]}, {out.shape[1]}), but must be ({Q}, {N}), "
-                         f"and keys are ({N}, {keys.shape[1]}), but must be ({N}, {D}), none of them 0")
+        raise ValueError(f"similarities: out is ({out.shape[0]}, {out.shape[1]}), but must be "
+                         f"({Q}, {N}), and keys are ({N}, {keys.shape[1]}), but must be ({N}, {D}), "
+                         "none of them 0")
     team.shared_len = cry_need_matmul(&team, N, D)
     try:
         team.pool = cry_pool_new(threads, NULL)

@@ -1,6 +1,6 @@
 # cython: language_level=3, boundscheck=False, wraparound=False
-"""unlinked.exp(y, x): by the table of kernels that the installed crystalline holds out in a capsule.
-Nothing of crystalline is linked into this module."""
+"""unlinked.exp(y, x): by the table of kernels that the installed crystalline hands out in a
+capsule.  Nothing of crystalline is linked into this module."""
 
 from cpython.pycapsule cimport PyCapsule_Import
 
@@ -8,8 +8,8 @@ from crystalline.kernels cimport cry_kernels, cry_kernels_fit
 
 cdef const cry_kernels *table = <const cry_kernels *> PyCapsule_Import("crystalline.cry_kernels", 0)
 if not cry_kernels_fit(table):
-    raise ImportError("unlinked: the installed crystalline is older than the one it was built with; "
-                      "upgrade crystalline")
+    raise ImportError("unlinked: the installed crystalline is older than the one it was built "
+                      "with; upgrade crystalline")
 
 
 def isa():
