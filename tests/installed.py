@@ -55,10 +55,6 @@ def environment(folder: Path) -> Environment:
     made = Environment(folder)
     outer = [path for path in sys.path if path.endswith("-packages")]
     (made.packages / "zz_outer.pth").write_text("\n".join(outer) + "\n")
-    cython = folder / "bin/cython"
-    start = "from Cython.Compiler.Main import main\nmain(command_line=1)\n"
-    cython.write_text(f"#!{made.python}\n{start}")
-    cython.chmod(0o755)
     return made
 
 

@@ -100,10 +100,11 @@ def test_a_header_stays_short(header: str) -> None:
 
 def declarations(text: str) -> set[str]:
     """Functions and table fields, each on one line with single spaces."""
-    text = re.sub(r"/\*.*?\*/|^#.*$", " ", text, flags=re.S | re.M)
+    text = re.sub(r"/\*.*?\*/", " ", text, flags=re.S)
+    text = re.sub(r"^#.*$|\{.*?\}", " ", text, flags=re.M)
     text = re.sub(r"\b(CRY_API|static inline|noexcept nogil)\b", " ", text)
     text = re.sub(r"\s+", " ", text).replace("(void)", "()")
-    kind = r"(?:const )?(?:cry_\w+|int64_t|int|float|void)"
+    kind = r"(?:const )?\w+"
     found = re.findall(rf"{kind} \*?cry_\w+\([^()]*\)|{kind} \(\*\w+\)\([^()]*\)", text)
     return {re.sub(r" (\*?)cry_", r" \1cry_", one) for one in found}
 
@@ -124,7 +125,10 @@ def members(text: str) -> list[str]:
 def test_the_pxd_declares_what_the_headers_declare() -> None:
     headers = "".join((KERNELS / "include/crystalline" / h).read_text() for h in HEADERS)
     pxd = (ROOT / "src/crystalline/kernels.pxd").read_text()
-    assert declarations(headers) == declarations(pxd)
+    declared = declarations(headers)
+    assert len(declared) >= headers.count("\nCRY_API") + headers.count("(*") > 50
+    assert pxd.count("noexcept nogil") == pxd.count("(*")  # the block's nogil does not reach fields
+    assert declarations(pxd) == declared
     structs = re.findall(r"typedef struct (\w+) \{", headers)
     assert {"cry_kernels", "cry_team", "cry_adamw"} <= set(structs)
     for name in structs:
