@@ -15,6 +15,9 @@ ids = model.tokenizer.encode("int f1(int x) { return x")
 print("loss", model.loss(ids), "logits", model.logits(ids).shape)
 assert model.loss(ids) < 5
 PY
+say() { python -c "import crystalline; print(crystalline.$1())"; }
+test -f "$(say get_include)/crystalline/kernels.h"
+test -f "$(say get_cmake_dir)/crystallineConfig.cmake"
 if crystalline train nowhere --out models/x 2>err; then exit 1; else test $? -eq 2; fi
 cat err
 test "$(wc -l <err)" -eq 1

@@ -16,7 +16,7 @@ from conftest import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kernel_cases import GRID, case
-from tolerance import SHAPES, U, assert_close, chain, ratio
+from tolerance import SHAPES, U, assert_close, ratio
 
 from crystalline._native import ISAS, Team, available_isas
 

@@ -16,7 +16,8 @@ IMPORTED = {
     "np", "UsageError", "arena", "CrystallineError", "QueueAlone", "QueueClosed", "QueueCorrupt",
 }  # fmt: skip
 CLASSES = [
-    (_native, "Pool"), (_native, "Team"), (_queue, "MessageQueue"), (_queue, "SphereMessage"),
+    (_native, "Pool"), (_native, "Products"), (_native, "Rows"), (_native, "Attends"),
+    (_native, "Narrow"), (_native, "Team"), (_queue, "MessageQueue"), (_queue, "SphereMessage"),
 ]  # fmt: skip
 
 

@@ -3,16 +3,23 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from crystalline._native import cry_kernels, kernel_table
     from crystalline.api import train
     from crystalline.config import ModelConfig, TrainConfig
     from crystalline.inference import Model, load
+    from crystalline.reuse import get_cmake_dir, get_include
 
 __version__ = "0.1.0"
-__all__ = ["Model", "ModelConfig", "TrainConfig", "__version__", "load", "train"]
+__all__ = [
+    "Model", "ModelConfig", "TrainConfig", "__version__", "cry_kernels", "get_cmake_dir",
+    "get_include", "kernel_table", "load", "train",
+]  # fmt: skip
 
 _HOMES = {
     "train": "api", "load": "inference", "Model": "inference",
     "ModelConfig": "config", "TrainConfig": "config",
+    "get_include": "reuse", "get_cmake_dir": "reuse",
+    "kernel_table": "_native", "cry_kernels": "_native",
 }  # fmt: skip
 
 

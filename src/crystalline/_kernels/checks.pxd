@@ -1,7 +1,7 @@
 # What is checked before the kernels are called: errors name the operation and both sides.
 from libc.stdint cimport int64_t
 
-from kernels cimport *
+from crystalline.kernels cimport *
 
 
 cdef inline object _same(str op, str left, Py_ssize_t a, str right, Py_ssize_t b):

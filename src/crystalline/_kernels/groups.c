@@ -1,5 +1,5 @@
 /* The 12 groups of a sum over tokens, and their places in the fixed tree. */
-#include "tasks.h"
+#include "crystalline/kernels.h"
 
 int cry_groups_ok(const int64_t *groups, int64_t rows)
 {

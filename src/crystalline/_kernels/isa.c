@@ -35,6 +35,8 @@ static void log_span(float *y, const float *x, int64_t n)
 
 extern const cry_kernels CRY_TABLE;
 const cry_kernels CRY_TABLE = {
+    .abi = CRY_KERNELS_ABI,
+    .size = sizeof(cry_kernels),
     .isa = CRY_ISA_NAME,
     .tile_m = TILE_M,
     .tile_n = TILE_N,

@@ -35,15 +35,8 @@ cdef class Pool:
     def __cinit__(self, int threads, isa=None, cpus=None):
         if threads < 1 or threads > 4096:
             raise UsageError(f"threads is {threads}, but must be 1 to 4096")
-        cdef bytes name
-        if isa is None:
-            self.c.kernels, self.c.bf16 = cry_kernels_for(NULL), cry_bf16_for(NULL)
-        else:
-            name = isa.encode()
-            self.c.kernels, self.c.bf16 = cry_kernels_for(name), cry_bf16_for(name)
-        if self.c.kernels == NULL:
-            raise UsageError(f"instruction set {isa!r} cannot run on this CPU; "
-                             f"choose one of {', '.join(available_isas())}")
+        self.c.kernels = _table(isa)
+        self.c.bf16 = cry_bf16_for(self.c.kernels.isa)
         cdef int[4096] places
         self.cpus = None if cpus is None else tuple(cpus)
         if cpus is not None:

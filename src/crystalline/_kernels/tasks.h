@@ -14,10 +14,6 @@ typedef void cry_task(void *context, int64_t task, int thread);
 
 void cry_run(const cry_team *team, int64_t tasks, cry_task *task, void *context);
 
-/* The branches of the groups that have rows; returns how many. */
-int cry_branches(cry_branch branches[CRY_GROUPS], const int64_t *groups, int accumulate);
-int cry_groups_ok(const int64_t *groups, int64_t rows);
-
 static inline int64_t cry_ceil(int64_t n, int64_t by) { return (n + by - 1) / by; }
 static inline int64_t cry_smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 static inline int64_t cry_round64(int64_t floats) { return cry_ceil(floats, 16) * 16; }

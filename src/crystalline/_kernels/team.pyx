@@ -3,10 +3,13 @@
 
 from libc.stdint cimport int32_t, int64_t, uint16_t
 
+from cpython.pycapsule cimport PyCapsule_New
+
 import numpy as np
 
 from checks cimport *
-from kernels cimport *
+from crystalline.kernels cimport *
+from system cimport *
 
 from crystalline.errors import UsageError
 from crystalline.memory import arena
@@ -14,9 +17,37 @@ from crystalline.memory import arena
 ISAS = ("portable", "avx2", "avx512")
 
 
+cdef const cry_kernels *_table(isa) except NULL:
+    cdef bytes name
+    cdef const char *wanted = NULL
+    if isa is not None:
+        name = isa.encode()
+        wanted = name
+    cdef const cry_kernels *table = cry_kernels_for(wanted)
+    if table == NULL:
+        raise UsageError(f"instruction set {isa!r} cannot run on this CPU; "
+                         f"choose one of {', '.join(available_isas())}")
+    return table
+
+
 def available_isas():
     """The instruction sets this CPU can run, best last."""
     return tuple(isa for isa in ISAS if cry_kernels_for(isa.encode()) != NULL)
+
+
+def kernel_table(isa=None):
+    """The table of serial kernels of one of ISAS, or of the best for this CPU, for C code that is
+    not linked with them: a PyCapsule named "crystalline.cry_kernels" that holds a
+    ``const cry_kernels *`` (crystalline/kernels.h), good as long as the process lives.
+
+    Raises UsageError where this CPU cannot run ``isa``.
+    """
+    return PyCapsule_New(<void *> _table(isa), "crystalline.cry_kernels", NULL)
+
+
+# The package hands it on, so that PyCapsule_Import("crystalline.cry_kernels", 0) finds it.  By this
+# way, because here the name is that of the C type.
+globals()["cry_kernels"] = kernel_table()
 
 
 def usable_cpus():

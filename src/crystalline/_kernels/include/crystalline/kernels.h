@@ -7,6 +7,18 @@
  * sequence length, H heads, K key heads, F feed-forward width.  Outputs come first, sizes last, and
  * outputs never overlap inputs unless said.
  *
+ * Shapes    x(R,D) has R rows of D: element (i, j) is x[i D + j].  Strides count elements.
+ * Sizes     counts of rows and entries may be 0; widths (k, D, F, V, head_dim, T, H, K) are 1 or more.
+ * Alignment that of the element; work space and panels at multiples of 64 bytes are faster.
+ * Aliasing  outputs may share memory with each other or with inputs only where it is said.
+ * Bounds    no element outside of the shapes is read or written.
+ * Errors    kernels of the table cannot fail: a wrong size, a token outside the vocabulary or a NULL
+ *           that is not offered is undefined behaviour.  The functions of parallel.h return a status.
+ * Numbers   infinities and NaN go through as the formulas have them.  Denormal numbers are treated
+ *           as the caller's floating-point mode says; a team takes and gives zeros for them.
+ * Threads   any function may be called from any thread, on memory that no other thread writes.
+ * Bits      are the same for all tables, and however rows that no sum runs over are cut into spans.
+ *
  * A sum over tokens is shaped by the 12 groups: `groups[g] .. groups[g + 1]` are the rows of group
  * g; inside a group one chain in row order, then the tree q[j] = (s[3j] + s[3j+1]) + s[3j+2],
  * total = ((q[0] + q[1]) + q[2]) + q[3].  A group without rows adds nothing.  With `accumulate` the
@@ -21,7 +33,13 @@ extern "C" {
 #endif
 
 #define CRY_GROUPS 12
-#define CRY_API __attribute__((visibility("default")))
+/* Public.  Hidden all the same in what it is linked into: two libraries of one process may each have
+ * a version of their own, which must not take each other's place. */
+#define CRY_API __attribute__((visibility("hidden")))
+
+/* Counts changes that an old caller would not survive.  What is added at the end of the table is
+ * none: that shows in its size. */
+#define CRY_KERNELS_ABI 1
 
 typedef enum cry_status {
     CRY_OK = 0,
@@ -32,7 +50,8 @@ typedef enum cry_status {
     CRY_BAD_ISA,     /* unknown instruction set, or this CPU lacks it */
 } cry_status;
 
-/* One group's place in the fixed tree.  q and the total live in memory between groups. */
+/* One group's place in the fixed tree, as cry_branches gives it.  q and the total live in memory
+ * between groups. */
 typedef struct cry_branch {
     int64_t begin, end; /* rows */
     int first_in_q;     /* this group's sum starts q; otherwise it is added to q */
@@ -41,6 +60,7 @@ typedef struct cry_branch {
     int64_t at;         /* where the rows begin in packed panels, counted in elements */
 } cry_branch;
 
+/* The constants of one AdamW update. */
 typedef struct cry_adamw {
     float grad_scale, beta1, rest1, beta2, rest2, step_size, eps, decay, root_bias2;
     /* g = grad_scale grad;  m = beta1 m + rest1 g;  v = beta2 v + rest2 g^2;  rest = 1 - beta
@@ -48,58 +68,92 @@ typedef struct cry_adamw {
      * p = decay p - step_size m / (sqrt(v) / root_bias2 + eps) */
 } cry_adamw;
 
+/* The shape of attention.  A row of qkv is H queries, K keys and K values of head_dim numbers each;
+ * query head h looks at key head h / (H / K), so K divides H. */
 typedef struct cry_attention {
     int64_t T, H, K, head_dim; /* sequence length, heads, key/value heads, width of a head */
     float scale;               /* 1 / sqrt(head_dim) */
 } cry_attention;
 
+/* Append only.  Whoever got it by other ways than cry_kernels_for asks cry_kernels_fit first. */
 typedef struct cry_kernels {
-    const char *isa;
+    int64_t abi, size; /* CRY_KERNELS_ABI and sizeof(cry_kernels) of the library that made it */
+    const char *isa;   /* "portable", "avx2" or "avx512" */
     int64_t tile_m, tile_n; /* rows and columns of the register tile; a packed panel has tile_n columns */
 
-    /* panel(k, tile_n) = b: element (t, j) is b[t ks + j ns], columns n .. tile_n are zero.
-     * ks or ns is 1. */
+    /* panel(k, tile_n) = b: element (t, j) is b[t ks + j ns], columns n .. tile_n are zero.  n is at
+     * most tile_n; ks or ns is 1. */
     void (*pack)(float *panel, const float *b, int64_t ks, int64_t ns, int64_t k, int64_t n);
     /* c(m, n) = init + a b.  a(i, t) is a[i rs + t cs]; b is packed in panels of k x tile_n; init
-     * (row stride ldi) may be NULL for zero, or c itself. */
+     * (row stride ldi) may be NULL for zero, or c itself.  Row i of c begins at c + i ldc.  There are
+     * ceil(n / tile_n) panels, one behind the other; each element is one chain in the order of t. */
     void (*gemm)(float *c, int64_t ldc, const float *init, int64_t ldi, const float *a, int64_t rs,
                  int64_t cs, const float *panels, int64_t m, int64_t n, int64_t k);
-    /* c(m, n) over the groups' rows t of a and b, by the fixed tree; panels are `length` long. */
+    /* c(m, n) over the groups' rows t of a and b, by the fixed tree; panels are `length` long.  The
+     * `count` branches are those of cry_branches; a branch's rows in the panels begin at its `at`.
+     * Made with `accumulate` they add to c. */
     void (*gemm_tree)(float *c, int64_t ldc, const float *a, int64_t rs, int64_t cs,
                       const float *panels, int64_t m, int64_t n, int64_t length,
                       const cry_branch *branches, int count);
     /* One block of one group: the group's chain runs on in s (m, n) between blocks; at its end the
-     * sum goes through q (m, n) to c (m, n), as the branch says.  All have row stride ld. */
+     * sum goes through q (m, n) to c (m, n), as the branch says.  All have row stride ld.  The k rows
+     * of this block stand in a and the panels; first_block and last_block tell whether the group
+     * begins and ends with it.  s may be NULL when both hold. */
     void (*gemm_branch)(float *c, float *q, float *s, int64_t ld, const float *a, int64_t rs,
                         int64_t cs, const float *panels, int64_t m, int64_t n, int64_t k,
                         const cry_branch *branch, int first_block, int last_block);
 
+    /* y(rows,D) = x(rows,D) r w(D), rrms(rows) = r = 1 / sqrt(mean(x^2) + eps). */
     void (*rmsnorm)(float *y, float *rrms, const float *x, const float *w, int64_t rows, int64_t D,
                     float eps);
-    /* dx = residual + gradient (residual NULL: zero, or dx); dw(D) is set to the span's chain. */
+    /* dx = residual + gradient (residual NULL: zero, or dx); dw(D) is set to the span's chain.  dx,
+     * residual, dy, x (rows,D); rrms(rows) is what rmsnorm gave. */
     void (*rmsnorm_bwd)(float *dx, float *dw, const float *residual, const float *dy,
                         const float *x, const float *w, const float *rrms, int64_t rows, int64_t D);
+    /* Turns the first `heads` heads of head_dim, an even number, in each row of x (rows, stride), in
+     * place; row r stands at position + r mod T of the tables cosine, sine (positions, head_dim / 2).
+     * `inverse` turns back, as the gradient needs it. */
     void (*rope)(float *x, const float *cosine, const float *sine, int64_t rows, int64_t stride,
                  int64_t heads, int64_t head_dim, int64_t position, int64_t T, int inverse);
+    /* One sequence, causal: the H / K query heads of one key head (0 <= head < K) of out(T, H head_dim)
+     * and lse(H, T), the logarithms of the sums, from qkv(T, (H + 2 K) head_dim).  scratch: as many
+     * floats as cry_need_attention (parallel.h) says for the shape. */
     void (*attention)(float *out, float *lse, const float *qkv, const cry_attention *shape,
                       int64_t head, float *scratch);
+    /* The part of dqkv, shaped like qkv, that belongs to one key head, from dout, shaped like out, and
+     * what attention was given and gave. */
     void (*attention_bwd)(float *dqkv, const float *dout, const float *out, const float *qkv,
                           const float *lse, const cry_attention *shape, int64_t kv_head,
                           float *scratch);
+    /* Appends the `rows` keys and values of qkv at `position` to the cache and attends from the new
+     * rows to all positions up to their own, for one key head.  keys (K, head_dim, capacity), values
+     * (K, capacity, head_dim rounded up to 32), capacity a multiple of 64 with room for them, zero
+     * at first.  shape->T is not looked at; scratch: cry_need_attention for T = 1. */
     void (*attention_cached)(float *out, const float *qkv, float *keys, float *values,
                              const cry_attention *shape, int64_t kv_head, int64_t rows,
                              int64_t position, int64_t capacity, float *scratch);
+    /* act(rows,F) = silu(gate) up, gu(rows,2F) = gate then up in each row; dgu may be gu. */
     void (*swiglu)(float *act, const float *gu, int64_t rows, int64_t F);
     void (*swiglu_bwd)(float *dgu, const float *dact, const float *gu, int64_t rows, int64_t F);
+    /* x(rows,D) = w(V,D)[ids(rows)]. */
     void (*embedding)(float *x, const float *w, const int32_t *ids, int64_t rows, int64_t D);
-    /* dw(D) = tree over the `count` rows, rising, at which one token stands. */
+    /* dw(D) = tree over the `count` rows, rising, at which one token stands: list(count) names rows of
+     * dx(R,D), groups are the 13 starts. */
     void (*embedding_bwd)(float *dw, const float *dx, const int32_t *list, int64_t count,
                           const int64_t *groups, int64_t D, int accumulate);
+    /* losses(rows) = -log softmax(logits)[target] in nats, 0 where the target is -1.  logits(rows,V)
+     * become scale (softmax - one at the target), zeros where there is none, if `gradient` is not 0;
+     * else they are spoilt. */
     void (*cross_entropy)(float *losses, float *logits, const int32_t *targets, int64_t rows,
                           int64_t V, float scale, int gradient);
+    /* out(n) = the group sums (count, n), added by the tree as the branches say. */
     void (*tree_add)(float *out, const float *sums, int64_t n, const cry_branch *branches, int count);
+    /* Updates p, m and v (n) in place by the formula at cry_adamw; grad(n) is read. */
     void (*adamw)(float *p, float *m, float *v, const float *grad, int64_t n, const cry_adamw *c);
+    /* The sum of x(n)^2: 16 lanes, combined by halves. */
     float (*squared_norm)(const float *x, int64_t n);
+    /* y(n) = exp(x), log(x): within 2 ulp where argument and result are normal numbers; log is for
+     * positive ones, infinity and NaN. */
     void (*exp)(float *y, const float *x, int64_t n);
     void (*log)(float *y, const float *x, int64_t n);
 } cry_kernels;
@@ -145,6 +199,19 @@ CRY_API const cry_bf16_kernels *cry_bf16_for(const char *isa);
 /* The table for `isa` ("portable", "avx2", "avx512"), or for the best one when isa is NULL.  NULL
  * when the name is unknown or this CPU cannot run it. */
 CRY_API const cry_kernels *cry_kernels_for(const char *isa);
+
+/* Whether a table has at least what this header tells of, in the same way: for tables that another
+ * library made, such as the one in the Python capsule "crystalline.cry_kernels". */
+static inline int cry_kernels_fit(const cry_kernels *table)
+{
+    return table->abi == CRY_KERNELS_ABI && table->size >= (int64_t)sizeof(cry_kernels);
+}
+
+/* Whether the 13 `groups` rise from 0 to `rows`. */
+CRY_API int cry_groups_ok(const int64_t *groups, int64_t rows);
+/* The branches of the groups that have rows, for gemm_tree and tree_add; returns how many.  With
+ * `accumulate` the total starts from what the output holds. */
+CRY_API int cry_branches(cry_branch branches[CRY_GROUPS], const int64_t *groups, int accumulate);
 
 #ifdef __cplusplus
 }

@@ -1,7 +1,19 @@
 /* crystalline: the kernels over a team of threads.
  *
  * The functions `cry_*` that take a `cry_team` check their arguments, cut the work over the team and
- * return a status; words and rules are those of kernels.h. */
+ * return a status; words and rules are those of kernels.h.
+ *
+ * Statuses  CRY_BAD_SHAPE from every one of them where a size is negative, a width is zero, or what
+ *           stands at the function does not hold; further ones are named there.  Nothing has been
+ *           written when a function returns another status than CRY_OK.  Not checked: whether arrays
+ *           are as long as the shapes say and what may be NULL (only what is offered).
+ * Rows      R may be 0 (then nothing is done), but not where sums over tokens are taken: those refuse
+ *           it.
+ * Groups    `groups` are the 13 starts of the 12 groups, rising from 0 to R; CRY_BAD_GROUPS otherwise.
+ *           With `accumulate` a sum over tokens is added to what its output holds.
+ * Memory    CRY_NO_SCRATCH where team->shared_len or scratch_len is less than the cry_need_* named.
+ * Calls     return when all is done.  One team, and one pool, serves one caller at a time.
+ * Bits      do not depend on the number of threads or on the arrangement. */
 #ifndef CRYSTALLINE_PARALLEL_H
 #define CRYSTALLINE_PARALLEL_H
 
@@ -11,7 +23,8 @@
 extern "C" {
 #endif
 
-/* CPUs this process may use: the affinity mask, cut by the cgroup quota along the whole path. */
+/* CPUs this process may use: the affinity mask, cut by the cgroup quota along the whole path; 1 or
+ * more. */
 CRY_API int cry_usable_cpus(void);
 /* The threads of a team: the caller's and threads - 1 workers, which sleep when there is nothing to
  * do.  With `cpus` (threads) worker t stays on CPU cpus[t]; the caller is left where it is.  NULL when
@@ -53,7 +66,9 @@ CRY_API void cry_pool_statistics(const cry_pool *pool, cry_statistics *to);
 
 /* A team: who works, with which kernels and which memory.  Without a pool the caller works alone.
  * The caller owns the memory: `shared` for all, and `scratch_len` floats for each of `threads` at
- * scratch + thread * scratch_len; 64-byte aligned.  Workers of the pool beyond `threads` stay idle. */
+ * scratch + thread * scratch_len; 64-byte aligned.  Workers of the pool beyond `threads` stay idle;
+ * `threads`, from 1 on, is no more than the pool was made for.  What the memory holds between calls is
+ * of no interest.  All of it may be NULL and 0 where no function that needs it is called. */
 typedef struct cry_team {
     const cry_kernels *kernels;
     int threads;
@@ -64,26 +79,31 @@ typedef struct cry_team {
 } cry_team;
 
 /* Floats needed in `shared` (products of a (., K) and an (N, K) matrix, norms, head), and in
- * `scratch` a thread (attention; with a cache the need of T = 1). */
+ * `scratch` a thread (attention; with a cache the need of T = 1).  Of the team only its kernels are
+ * looked at. */
 CRY_API int64_t cry_need_matmul(const cry_team *team, int64_t N, int64_t K);
 CRY_API int64_t cry_need_rmsnorm_bwd(int64_t D);
 CRY_API int64_t cry_need_head(const cry_team *team, const int64_t *groups, int64_t D, int64_t V,
                               int gradient);
 CRY_API int64_t cry_need_attention(const cry_attention *shape, int backward);
 
-/* y(R,N) = init(R,N) + x(R,K) w(N,K)^T; init may be NULL. */
+/* y(R,N) = init(R,N) + x(R,K) w(N,K)^T; init may be NULL for zero, or y itself.  Needs
+ * cry_need_matmul(N, K): CRY_NO_SCRATCH. */
 CRY_API cry_status cry_matmul(const cry_team *team, float *y, const float *x, const float *w,
                               const float *init, int64_t R, int64_t N, int64_t K);
-/* dx(R,K) = dy(R,N) w(N,K). */
+/* dx(R,K) = dy(R,N) w(N,K).  Needs cry_need_matmul(K, N): CRY_NO_SCRATCH. */
 CRY_API cry_status cry_matmul_dx(const cry_team *team, float *dx, const float *dy, const float *w,
                                  int64_t R, int64_t N, int64_t K);
-/* dw(N,K) = dy(R,N)^T x(R,K), by the fixed tree. */
+/* dw(N,K) = dy(R,N)^T x(R,K), by the fixed tree.  Needs cry_need_matmul(K, R): CRY_NO_SCRATCH,
+ * CRY_BAD_GROUPS. */
 CRY_API cry_status cry_matmul_dw(const cry_team *team, float *dw, const float *dy, const float *x,
                                  const int64_t *groups, int64_t R, int64_t N, int64_t K,
                                  int accumulate);
-/* panels = w(N,K) packed once, for cry_matmul_packed; cry_need_matmul floats. */
+/* panels = w(N,K) packed once, for cry_matmul_packed with kernels of the same instruction set;
+ * cry_need_matmul(N, K) floats, which the caller provides.  Needs no memory of the team. */
 CRY_API cry_status cry_pack_weight(const cry_team *team, float *panels, const float *w, int64_t N,
                                    int64_t K);
+/* cry_matmul with a weight packed before: the same bits, and no memory of the team. */
 CRY_API cry_status cry_matmul_packed(const cry_team *team, float *y, const float *x,
                                      const float *panels, const float *init, int64_t R, int64_t N,
                                      int64_t K);
@@ -91,19 +111,24 @@ CRY_API cry_status cry_matmul_packed(const cry_team *team, float *y, const float
 CRY_API cry_status cry_rmsnorm(const cry_team *team, float *y, float *rrms, const float *x,
                                const float *w, int64_t R, int64_t D, float eps);
 /* dx(R,D) = residual + gradient through the norm (residual NULL: zero, or dx itself); dw(D) by the
- * fixed tree. */
+ * fixed tree.  dy, x and residual are (R,D), rrms(R) is what cry_rmsnorm gave.  Needs
+ * cry_need_rmsnorm_bwd(D): CRY_NO_SCRATCH, CRY_BAD_GROUPS. */
 CRY_API cry_status cry_rmsnorm_bwd(const cry_team *team, float *dx, float *dw,
                                    const float *residual, const float *dy, const float *x,
                                    const float *w, const float *rrms,
                                    const int64_t *groups, int64_t R, int64_t D, int accumulate);
 /* Turns the first `heads` heads of each row of x (R, stride) in place; row r stands at position
- * position + r mod T of tables cosine, sine (positions, head_dim / 2). */
+ * position + r mod T of tables cosine, sine (positions, head_dim / 2), which must reach so far: that
+ * is not checked.  `inverse` turns back, as the gradient needs it.  CRY_BAD_SHAPE also where head_dim
+ * is odd, the heads are wider than the stride, or position is negative. */
 CRY_API cry_status cry_rope(const cry_team *team, float *x, const float *cosine, const float *sine,
                             int64_t R, int64_t stride, int64_t heads, int64_t head_dim,
                             int64_t position, int64_t T, int inverse);
 /* out(B T, H head_dim), lse(B, H T) from qkv(B T, (H + 2 K) head_dim), causal.  Of sequence b only
  * the first lengths[b] rows are looked at, out and dqkv of the others become zero, and a head's lse
- * takes lengths[b] places; lengths NULL: T.  Forward and backward are given the same. */
+ * takes lengths[b] places; lengths NULL: T.  Forward and backward are given the same; dqkv is shaped
+ * like qkv, dout like out.  B may be 0.  CRY_BAD_SHAPE also where K does not divide H or a length is
+ * outside 0 .. T.  Need cry_need_attention(shape, backward) a thread: CRY_NO_SCRATCH. */
 CRY_API cry_status cry_attention_fwd(const cry_team *team, float *out, float *lse, const float *qkv,
                                      int64_t B, const cry_attention *shape, const int64_t *lengths);
 CRY_API cry_status cry_attention_bwd(const cry_team *team, float *dqkv, const float *dout,
@@ -111,11 +136,13 @@ CRY_API cry_status cry_attention_bwd(const cry_team *team, float *dqkv, const fl
                                      int64_t B, const cry_attention *shape, const int64_t *lengths);
 /* Appends `rows` keys and values at `position` to the cache, keys (K, head_dim, capacity) and values
  * (K, capacity, head_dim rounded up to 32), capacity a multiple of 64, both zero at first, and
- * attends from the new rows to all positions up to their own. */
+ * attends from the new rows to all positions up to their own: out(rows, H head_dim), qkv(rows,
+ * (H + 2 K) head_dim).  shape->T is 1 or more and not looked at otherwise.  CRY_BAD_SHAPE also where
+ * the rows do not fit into the capacity.  Needs cry_need_attention of T = 1 a thread: CRY_NO_SCRATCH. */
 CRY_API cry_status cry_attention_with_cache(const cry_team *team, float *out, const float *qkv,
                                             float *keys, float *values, const cry_attention *shape,
                                             int64_t rows, int64_t position, int64_t capacity);
-/* act(R,F) = silu(gate) up, gu(R,2F) = gate then up; dgu may be gu. */
+/* act(R,F) = silu(gate) up, gu(R,2F) = gate then up in each row; dgu(R,2F) from dact(R,F) may be gu. */
 CRY_API cry_status cry_swiglu(const cry_team *team, float *act, const float *gu, int64_t R, int64_t F);
 CRY_API cry_status cry_swiglu_bwd(const cry_team *team, float *dgu, const float *dact,
                                   const float *gu, int64_t R, int64_t F);
@@ -137,16 +164,20 @@ CRY_API cry_status cry_swiglu_bf16(const cry_team *team, cry_bf16 *act, const cr
                                    int64_t F);
 CRY_API cry_status cry_swiglu_bwd_bf16(const cry_team *team, cry_bf16 *dgu, const cry_bf16 *dact,
                                        const cry_bf16 *gu, int64_t R, int64_t F);
-/* x(R,D) = w(V,D)[ids]. */
+/* x(R,D) = w(V,D)[ids(R)].  CRY_BAD_INDEX where an id is outside 0 .. V - 1. */
 CRY_API cry_status cry_embedding(const cry_team *team, float *x, const float *w, const int32_t *ids,
                                  int64_t R, int64_t D, int64_t V);
 /* dw(V,D): rows of tokens seen, by the fixed tree; rows of tokens not seen are set to zero, or left
- * alone with accumulate.  list (R) and index (V + 1) are work space. */
+ * alone with accumulate.  dx is (R,D); list (R) and index (V + 1) are work space and overlap nothing.
+ * CRY_BAD_INDEX where an id is outside 0 .. V - 1, CRY_BAD_GROUPS. */
 CRY_API cry_status cry_embedding_bwd(const cry_team *team, float *dw, const float *dx,
                                      const int32_t *ids, const int64_t *groups, int64_t R, int64_t D,
                                      int64_t V, int accumulate, int32_t *list, int64_t *index);
 /* Output projection and full cross-entropy: losses(R) in nats, 0 where the target is -1; with dh and
- * dw not NULL also their gradients, times scale.  Logits exist for one block of tokens at a time. */
+ * dw not NULL also their gradients, times scale.  Logits exist for one block of tokens at a time.
+ * h and dh are (R,D), w and dw (V,D), targets (R).  `accumulate` is for dw.  CRY_BAD_SHAPE also where
+ * one of dh and dw is NULL and the other not; CRY_BAD_INDEX where a target is outside -1 .. V - 1;
+ * CRY_BAD_GROUPS.  Needs cry_need_head(groups, D, V, dw != NULL): CRY_NO_SCRATCH. */
 CRY_API cry_status cry_head(const cry_team *team, float *losses, float *dh, float *dw, const float *h,
                             const float *w, const int32_t *targets, const int64_t *groups,
                             int64_t R, int64_t D, int64_t V, float scale, int accumulate);
@@ -155,13 +186,14 @@ CRY_API cry_status cry_head_bf16(const cry_team *team, float *losses, float *dh,
                                  const cry_bf16 *h, const float *w, const int32_t *targets,
                                  const int64_t *groups, int64_t R, int64_t D, int64_t V, float scale,
                                  int accumulate);
+/* Updates p, m and v (n) in place by the formula at cry_adamw, from grad(n); n may be 0. */
 CRY_API cry_status cry_adamw_step(const cry_team *team, float *p, float *m, float *v,
                                   const float *grad, int64_t n, const cry_adamw *c);
 /* Sum of squares over 144 fixed spans, 16 lanes each; sums (13) get the 12 spheres' parts, each 12
- * spans, and then the whole, which is added up span by span. */
+ * spans, and then the whole, which is added up span by span.  n may be 0. */
 CRY_API cry_status cry_squared_norm(const cry_team *team, double *sums, const float *x, int64_t n);
 /* A zero into every page of fresh memory x(n), by the owners of its spans: the system then puts the
- * page near the thread. */
+ * page near the thread.  n may be 0. */
 CRY_API cry_status cry_touch(const cry_team *team, float *x, int64_t n);
 
 

@@ -1,27 +1,106 @@
-# The C interface, as far as the package itself calls it.  See include/crystalline/kernels.h.
+# The C interface for Cython: `from crystalline.kernels cimport cry_kernels_for, cry_team, ...`.
+# What each does stands in crystalline/kernels.h and crystalline/parallel.h, in the folder that
+# crystalline.get_include() names.  These are declarations only: nothing is imported at run time.
 from libc.stdint cimport int32_t, int64_t, uint16_t
 
 cdef extern from "crystalline/kernels.h" nogil:
+    enum: CRY_GROUPS
+    enum: CRY_KERNELS_ABI
     ctypedef enum cry_status:
         CRY_OK, CRY_BAD_SHAPE, CRY_BAD_GROUPS, CRY_BAD_INDEX, CRY_NO_SCRATCH, CRY_BAD_ISA
+    ctypedef struct cry_branch:
+        int64_t begin, end
+        int first_in_q, last_in_q, starts_total
+        int64_t at
     ctypedef struct cry_adamw:
         float grad_scale, beta1, rest1, beta2, rest2, step_size, eps, decay, root_bias2
     ctypedef struct cry_attention:
         int64_t T, H, K, head_dim
         float scale
     ctypedef struct cry_kernels:
+        int64_t abi, size
         const char *isa
         int64_t tile_m, tile_n
+        void (*pack)(float *panel, const float *b, int64_t ks, int64_t ns, int64_t k,
+                     int64_t n) noexcept nogil
+        void (*gemm)(float *c, int64_t ldc, const float *init, int64_t ldi, const float *a,
+                     int64_t rs, int64_t cs, const float *panels, int64_t m, int64_t n,
+                     int64_t k) noexcept nogil
+        void (*gemm_tree)(float *c, int64_t ldc, const float *a, int64_t rs, int64_t cs,
+                          const float *panels, int64_t m, int64_t n, int64_t rows,
+                          const cry_branch *branches, int count) noexcept nogil
+        void (*gemm_branch)(float *c, float *q, float *s, int64_t ld, const float *a, int64_t rs,
+                            int64_t cs, const float *panels, int64_t m, int64_t n, int64_t k,
+                            const cry_branch *branch, int first_block,
+                            int last_block) noexcept nogil
+        void (*rmsnorm)(float *y, float *rrms, const float *x, const float *w, int64_t rows,
+                        int64_t D, float eps) noexcept nogil
+        void (*rmsnorm_bwd)(float *dx, float *dw, const float *residual, const float *dy,
+                            const float *x, const float *w, const float *rrms, int64_t rows,
+                            int64_t D) noexcept nogil
+        void (*rope)(float *x, const float *cosine, const float *sine, int64_t rows,
+                     int64_t stride, int64_t heads, int64_t head_dim, int64_t position, int64_t T,
+                     int inverse) noexcept nogil
+        void (*attention)(float *out, float *lse, const float *qkv, const cry_attention *shape,
+                          int64_t head, float *scratch) noexcept nogil
+        void (*attention_bwd)(float *dqkv, const float *dout, const float *out, const float *qkv,
+                              const float *lse, const cry_attention *shape, int64_t kv_head,
+                              float *scratch) noexcept nogil
+        void (*attention_cached)(float *out, const float *qkv, float *keys, float *values,
+                                 const cry_attention *shape, int64_t kv_head, int64_t rows,
+                                 int64_t position, int64_t capacity,
+                                 float *scratch) noexcept nogil
+        void (*swiglu)(float *act, const float *gu, int64_t rows, int64_t F) noexcept nogil
+        void (*swiglu_bwd)(float *dgu, const float *dact, const float *gu, int64_t rows,
+                           int64_t F) noexcept nogil
+        void (*embedding)(float *x, const float *w, const int32_t *ids, int64_t rows,
+                          int64_t D) noexcept nogil
+        void (*embedding_bwd)(float *dw, const float *dx, const int32_t *list, int64_t count,
+                              const int64_t *groups, int64_t D, int accumulate) noexcept nogil
+        void (*cross_entropy)(float *losses, float *logits, const int32_t *targets, int64_t rows,
+                              int64_t V, float scale, int gradient) noexcept nogil
+        void (*tree_add)(float *out, const float *sums, int64_t n, const cry_branch *branches,
+                         int count) noexcept nogil
+        void (*adamw)(float *p, float *m, float *v, const float *grad, int64_t n,
+                      const cry_adamw *c) noexcept nogil
+        float (*squared_norm)(const float *x, int64_t n) noexcept nogil
         void (*exp)(float *y, const float *x, int64_t n) noexcept nogil
         void (*log)(float *y, const float *x, int64_t n) noexcept nogil
 
     ctypedef uint16_t cry_bf16
     ctypedef struct cry_bf16_kernels:
-        pass
+        void (*pack)(float *panel, const float *b, int64_t ks, int64_t ns, int64_t k,
+                     int64_t n) noexcept nogil
+        void (*pack_rows)(float *panel, const cry_bf16 *b, int64_t ks, int64_t k,
+                     int64_t n) noexcept nogil
+        void (*gemm)(float *c, int64_t ldc, const float *init, int64_t ldi, const float *a,
+                     int64_t rs, int64_t cs, const float *panels, int64_t m, int64_t n,
+                     int64_t k) noexcept nogil
+        void (*gemm_narrow)(cry_bf16 *c, int64_t ldc, const float *a, int64_t rs,
+                     const float *panels, int64_t m, int64_t n, int64_t k) noexcept nogil
+        void (*gemm_tree)(float *c, int64_t ldc, const float *a, int64_t rs, int64_t cs,
+                     const float *panels, int64_t m, int64_t n, int64_t length,
+                     const cry_branch *branches, int count) noexcept nogil
+        void (*gemm_branch)(float *c, float *q, float *s, int64_t ld, const float *a,
+                     int64_t rs, int64_t cs, const float *panels, int64_t m, int64_t n,
+                     int64_t k, const cry_branch *branch, int first_block,
+                     int last_block) noexcept nogil
+        void (*narrow)(cry_bf16 *y, const float *x, int64_t n) noexcept nogil
+        void (*rmsnorm)(cry_bf16 *y, float *rrms, const float *x, const float *w,
+                     int64_t rows, int64_t D, float eps) noexcept nogil
+        void (*swiglu)(cry_bf16 *act, const cry_bf16 *gu, int64_t rows, int64_t F) noexcept nogil
+        void (*swiglu_bwd)(cry_bf16 *dgu, const cry_bf16 *dact, const cry_bf16 *gu,
+                     int64_t rows, int64_t F) noexcept nogil
+        void (*cross_entropy)(float *losses, float *logits, const int32_t *targets,
+                     int64_t rows, int64_t V, float scale, int gradient) noexcept nogil
     const cry_kernels *cry_kernels_for(const char *isa)
     const cry_bf16_kernels *cry_bf16_for(const char *isa)
+    int cry_kernels_fit(const cry_kernels *table)
+    int cry_groups_ok(const int64_t *groups, int64_t rows)
+    int cry_branches(cry_branch branches[CRY_GROUPS], const int64_t *groups, int accumulate)
 
 cdef extern from "crystalline/parallel.h" nogil:
+    enum: CRY_PARTS
     int cry_usable_cpus()
     ctypedef struct cry_pool:
         pass
@@ -120,8 +199,3 @@ cdef extern from "crystalline/parallel.h" nogil:
                               const float *grad, int64_t n, const cry_adamw *c)
     cry_status cry_squared_norm(const cry_team *team, double *sums, const float *x, int64_t n)
     cry_status cry_touch(const cry_team *team, float *x, int64_t n)
-
-cdef extern from "system.h" nogil:
-    int cry_quota_cpus(const char *root)
-    int cry_pin(int cpu)
-    int cry_interleave(void *memory, int64_t bytes, const int32_t *nodes, int count)
