@@ -39,8 +39,13 @@ def observed(work: Callable[[], Any]) -> tuple[Any, float]:
     return result, max(0.0, cpu_seconds() - machine - ours) / wall
 
 
-def alternate(works: dict[Hashable, Callable[[], Any]], samples: int) -> dict[Hashable, Samples]:
+def alternate(
+    works: dict[Hashable, Callable[[], Any]], samples: int,
+    watch: Callable[[Callable[[], Any]], tuple[Any, float]] | None = None,
+) -> dict[Hashable, Samples]:  # fmt: skip
     """``samples`` rounds over all works, A B A B.  A work should take TICKS seconds or more.
+
+    ``watch`` runs a work and tells the CPUs that others used; None watches this process.
 
     A sample during which others used more than MOST_BY_OTHERS is taken again, TRIES times at most,
     and else dropped.
@@ -50,7 +55,7 @@ def alternate(works: dict[Hashable, Callable[[], Any]], samples: int) -> dict[Ha
     for _ in range(samples):
         for name, work in works.items():
             for _ in range(TRIES):
-                result, others = observed(work)
+                result, others = (watch or observed)(work)
                 if others <= MOST_BY_OTHERS:
                     taken[name].results.append(result)
                     break
