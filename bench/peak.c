@@ -31,7 +31,8 @@ static double now(void)
 /* --- Multiply-adds: n rounds over 12 or 24 accumulators. */
 
 #define A(op, r, i) op " %%" r "30, %%" r "31, %%" r #i "\n\t"
-#define A6(op, r, a, b, c, d, e, f) A(op, r, a) A(op, r, b) A(op, r, c) A(op, r, d) A(op, r, e) A(op, r, f)
+#define A6(op, r, a, b, c, d, e, f) \
+    A(op, r, a) A(op, r, b) A(op, r, c) A(op, r, d) A(op, r, e) A(op, r, f)
 #define A12(op, r) A6(op, r, 0, 1, 2, 3, 4, 5) A6(op, r, 6, 7, 8, 9, 10, 11)
 #define A24(op, r) A12(op, r) A6(op, r, 12, 13, 14, 15, 16, 17) A6(op, r, 18, 19, 20, 21, 22, 23)
 #define B(i) "vfmadd231ps %%ymm14, %%ymm15, %%ymm" #i "\n\t"
@@ -177,9 +178,9 @@ static void stay_on(int which)
         return;
     which %= CPU_COUNT(&may);
     for (int cpu = 0; cpu < CPU_SETSIZE; cpu++)
-        if (CPU_ISSET(cpu, &may) && which-- == 0) {
+        if (CPU_ISSET((size_t)cpu, &may) && which-- == 0) {
             CPU_ZERO(&one);
-            CPU_SET(cpu, &one);
+            CPU_SET((size_t)cpu, &one);
             (void)pthread_setaffinity_np(pthread_self(), sizeof one, &one);
         }
 }

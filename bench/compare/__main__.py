@@ -20,8 +20,8 @@ GROUPS = ("gemm", "elementwise", "attention", "head", "steps", "generation")
 def settings(threads: int, samples: int, quick: bool, isa: str | None) -> Any:
     """The settings, with the peaks measured."""
     import peak
-    from compare.contest import Settings
 
+    from compare.contest import Settings
     from crystalline.errors import UsageError
     from crystalline.team import make_team
 
@@ -56,8 +56,10 @@ def run_group(group: str, s: Any) -> list[Any]:
 @click.option("--quick", is_flag=True, help="few and small shapes: to see that it runs")
 @click.option("--self", "stages", is_flag=True, help="what each stage brings, instead of peers")
 @click.option("--json", "to", type=click.Path(path_type=Path, dir_okay=False), help="writes all")
-@click.option("--against", type=click.Path(path_type=Path, dir_okay=False),
-              help="an earlier --json file: exit status 1 where a ratio fell by more than 5 %")  # fmt: skip
+@click.option(
+    "--against", type=click.Path(path_type=Path, dir_okay=False),
+    help="an earlier --json file: exit status 1 where a ratio got worse by more than 5 %",
+)
 @click.option("--readme", is_flag=True, help="writes the table into README.md")
 def main(
     only: tuple[str, ...], threads: int, samples: int, isa: str | None, quick: bool, stages: bool,
@@ -65,9 +67,12 @@ def main(
 ) -> None:  # fmt: skip
     """Measures in alternation and prints medians and ratios."""
     import peak
+
     from compare import report
     from compare import stages as self_stages
 
+    if stages and (only or against or readme):
+        raise click.UsageError("--self goes with none of --only, --against and --readme")
     before = report.earlier(against) if against else None
     # A file takes whole lines; a terminal has its own width.
     console = Console(width=None if sys.stdout.isatty() else 160)

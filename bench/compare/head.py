@@ -63,7 +63,7 @@ def build(who: str, case: dict[str, Any], threads: int) -> Callable[[], Any]:
     forward = torch.compile(loss) if who == "compiled" else loss
 
     def both() -> None:
-        x.grad = weight.grad = None
         forward(x, weight).backward()
+        x.grad = weight.grad = None  # now, so that the next call's are memory taken anew
 
     return both

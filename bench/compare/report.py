@@ -95,8 +95,8 @@ def slower(rows: list[Row], before: dict[tuple[str, str], dict[str, Any]]) -> li
         assert r.ratio is not None
         change = old / r.ratio if not r.less_is_better else r.ratio / old
         if change > 1 + MOST_SLOWER:
-            name = f"{r.group}: {r.name}"
-            found.append([name, f"{old:.3f}", f"{r.ratio:.3f}", f"{100 * (change - 1):.0f} % worse"])
+            worse = f"{100 * (change - 1):.0f} % worse"
+            found.append([f"{r.group}: {r.name}", f"{old:.3f}", f"{r.ratio:.3f}", worse])
     return found
 
 

@@ -19,7 +19,7 @@ from typing import Any
 
 from undisturbed import alternate
 
-from compare.contest import OURS, Contender, Contest, Row, Settings
+from compare.contest import AVX2, OURS, Contender, Contest, Row, Settings
 
 
 class WorkerError(Exception):
@@ -32,8 +32,10 @@ class Worker:
     def __init__(self, contender: Contender, settings: Settings) -> None:
         n = str(settings.threads)
         limits = {f"{name}_NUM_THREADS": n for name in ("OMP", "OPENBLAS", "MKL")}
-        own = dict(contender.environment) | limits | {"CRYSTALLINE_THREADS": n}
-        path = os.pathsep.join([str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH", "")])
+        forced = AVX2 if settings.isa == "avx2" else {}
+        own = forced | dict(contender.environment) | limits | {"CRYSTALLINE_THREADS": n}
+        bench, before = str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH", "")
+        path = os.pathsep.join([bench, before] if before else [bench])
         self.process = subprocess.Popen(
             [sys.executable, "-m", "compare.worker"], env=os.environ | own | {"PYTHONPATH": path},
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
