@@ -74,7 +74,7 @@ class Decoder(nn.Module):
 
     def hidden(self, ids: Tensor) -> Tensor:
         x = self.embed(ids)
-        cos, sin = self.cos.to(x.dtype), self.sin.to(x.dtype)
+        cos, sin = (table[: x.shape[1]].to(x.dtype) for table in (self.cos, self.sin))
         for layer in self.layers:
             x = layer(x, cos, sin)
         return F.rms_norm(x, x.shape[-1:], self.norm, self.c.norm_eps).flatten(0, 1)

@@ -9,6 +9,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,17 @@ def side_by_side(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.syspath_prepend(str(ROOT))
     monkeypatch.syspath_prepend(str(ROOT / "bench"))
     return importlib.import_module
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """torch's threads wait by spinning, which on a busy machine takes minutes."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -192,6 +204,7 @@ def test_peak_refuses_what_it_does_not_know(
         compiled.program(wrong)
 
 
+@pytest.mark.usefixtures("one_thread")
 def test_torchs_step_learns_in_every_setting(side_by_side: Any) -> None:
     torch_step = side_by_side("torch_step")
     first = {}
@@ -205,6 +218,7 @@ def test_torchs_step_learns_in_every_setting(side_by_side: Any) -> None:
             assert first[precision, loss] == pytest.approx(first["fp32", loss], rel=0.02)
 
 
+@pytest.mark.usefixtures("one_thread")
 def test_torchs_sampled_softmax_is_the_one_of_the_books(side_by_side: Any) -> None:
     torch_step = side_by_side("torch_step")
     import torch
@@ -226,6 +240,7 @@ def test_torchs_sampled_softmax_is_the_one_of_the_books(side_by_side: Any) -> No
     assert got == pytest.approx(np.mean(losses), rel=1e-5)
 
 
+@pytest.mark.usefixtures("one_thread")
 def test_torchs_cache_gives_the_tokens_of_no_cache(side_by_side: Any) -> None:
     torch_generation = side_by_side("torch_generation")
     import torch
