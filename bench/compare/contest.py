@@ -36,6 +36,11 @@ class Settings:
     isa: str  # "avx512", "avx2" or "portable": what our kernels run on
     peaks: dict[str, Any]
 
+    @property
+    def tries(self) -> int | None:
+        """At one sample: a quick run does not wait for a quiet moment."""
+        return 1 if self.quick else None
+
     def peak(self, kind: str) -> float | None:
         """GFLOP/s of "avx512", "avx2" or "bf16" on all threads; None where it was left out."""
         of = self.peaks["arithmetic"].get(kind)

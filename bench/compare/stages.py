@@ -21,7 +21,7 @@ from rich.table import Table
 from undisturbed import alternate
 
 from compare.contest import OURS, Contender, Contest, Settings
-from compare.workers import Crew, WorkerError
+from compare.workers import Crew, WorkerError, watched
 
 ROWS = 48  # tokens of the scalar stage's slice
 TARGETS = "SIMD 2 to 4 times, 12 threads 8 to 10 times, all stages 16 to 40 times"
@@ -62,7 +62,7 @@ def measured(s: Settings, preset: str) -> dict[str, float]:
             contender = Contender(name, OURS, (("CRYSTALLINE_ISA", isa),))
             crews[n].prepare(contender, contest)
             works[name] = crews[n].workers[contender].ask
-        taken = alternate(works, s.samples, lambda work: (a := work(), a["others"]))
+        taken = alternate(works, s.samples, watched, s.tries)
     except WorkerError as error:
         raise click.ClickException(f"--self: {error}") from None
     finally:

@@ -14,6 +14,7 @@ import signal
 import statistics
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,12 @@ class Worker:
                 pipe.close()  # type: ignore[union-attr]
 
 
+def watched(work: Callable[[], dict[str, Any]]) -> tuple[dict[str, Any], float]:
+    """A sample, and the CPUs that others used, as the worker saw it."""
+    answer = work()
+    return answer, answer["others"]
+
+
 class Crew:
     """The workers of a group of contests: one for each contender, begun when it is first needed."""
 
@@ -111,7 +118,7 @@ class Crew:
                 if contender in self.workers:
                     self.workers.pop(contender).close()
         works = {name: self.workers[contender].sample for name, (contender, _) in ready.items()}
-        taken = alternate(works, self.settings.samples, lambda work: (a := work(), a["others"]))
+        taken = alternate(works, self.settings.samples, watched, self.settings.tries)
         for name in list(taken):
             why = [a["error"] for a in taken[name].results if "error" in a]
             if why:
