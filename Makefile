@@ -7,7 +7,8 @@ QUICK_C := tests/test_kernel*.py tests/test_guard_pages.py tests/test_team.py te
   tests/test_region*.py tests/test_arrange.py tests/test_pinning.py tests/test_lengths.py \
   tests/test_queue.py tests/test_queue_memory.py tests/test_queue_processes.py
 
-.PHONY: demo install test lint coverage-c sanitize tsan memcheck kill soak soak-queue soak-team fuzz bench clean
+.PHONY: demo install test lint coverage-c sanitize tsan memcheck kill soak soak-queue soak-team fuzz bench compare readme \
+  clean
 
 ## demo: install, train on the bundled text while you watch, and print what the model writes
 demo: $(VENV)/installed
@@ -88,9 +89,21 @@ fuzz: $(VENV)/tested
 	  tests/test_kernels.py tests/test_inference.py tests/test_queue.py \
 	  tests/test_queue_memory.py
 
-## bench: kernels and steps; bench/against_torch.py compares with PyTorch
-bench: $(VENV)/tested
+$(VENV)/benched: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check '.[bench]'
+	touch $@
+
+## bench: kernels and steps by the clock
+bench: $(VENV)/benched
 	$(BIN)/python -m pytest bench/ --benchmark-only
+
+## compare: the same work in crystalline, NumPy and PyTorch, in alternation (docs/bench.md)
+compare: $(VENV)/benched
+	$(BIN)/python -m bench.compare
+
+## readme: the same, and the README's table written anew
+readme: $(VENV)/benched
+	$(BIN)/python -m bench.compare --readme
 
 clean:
 	rm -rf $(VENV) build dist models coverage

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 
 from crystalline._native import Team, usable_cpus
+from crystalline.positions import rope_tables
 
 R, D, F, V = 3072, 256, 688, 10000
 GROUPS = (np.arange(13) * 256).astype(np.int64)
+IDS = np.random.default_rng(0).integers(0, V, R, np.int32)
 
 
 @pytest.fixture(scope="module")
@@ -27,6 +29,20 @@ def test_matmul(benchmark: Any, team: Team, N: int) -> None:
     x, w, y = values(R, D), values(N, D), np.empty((R, N), np.float32)
     benchmark(team.matmul, y, x, w)
     benchmark.extra_info["gflops"] = 2e-9 * R * N * D / benchmark.stats["median"]
+
+
+@pytest.mark.parametrize("rows", [1, 4, 12])
+def test_matmul_packed(benchmark: Any, team: Team, rows: int) -> None:
+    x, w, y = values(rows, 768), values(2304, 768), np.empty((rows, 2304), np.float32)
+    panels = np.empty(team.packed_len(*w.shape), np.float32)
+    team.pack_weight(panels, w)
+    benchmark(team.matmul_packed, y, x, panels)
+    benchmark.extra_info["gflops"] = 2e-9 * y.size * 768 / benchmark.stats["median"]
+
+
+def test_pack_weight(benchmark: Any, team: Team) -> None:
+    w = values(V, D)
+    benchmark(team.pack_weight, np.empty(team.packed_len(V, D), np.float32), w)
 
 
 @pytest.mark.parametrize("N", [768, 1376])
@@ -65,13 +81,63 @@ def test_attention(benchmark: Any, team: Team, T: int, backward: bool) -> None:
         benchmark(team.attention, out, lse, qkv, T, 8, 8)
 
 
+def test_attention_cached(benchmark: Any, team: Team) -> None:
+    H, Dh, room = 8, 32, 256
+    keys, held = values(H, Dh, room), values(H, room, Dh)
+    out, qkv = np.empty((1, D), np.float32), values(1, 3 * D)
+    benchmark(team.attention_cached, out, qkv, keys, held, H, room - 1)
+
+
+def test_rope(benchmark: Any, team: Team) -> None:
+    cosine, sine = rope_tables(256, 32, 1e4)
+    benchmark(team.rope, values(R, 3 * D), cosine, sine, 16, 256)
+
+
 def test_rmsnorm(benchmark: Any, team: Team) -> None:
     x, w = values(R, D), np.ones(D, np.float32)
     benchmark(team.rmsnorm, np.empty_like(x), np.empty(R, np.float32), x, w, 1e-5)
 
 
+def test_rmsnorm_bwd(benchmark: Any, team: Team) -> None:
+    x, dy, w, dw = values(R, D), values(R, D), np.ones(D, np.float32), np.empty(D, np.float32)
+    y, rrms, dx = np.empty_like(x), np.empty(R, np.float32), np.empty_like(x)
+    team.rmsnorm(y, rrms, x, w, 1e-5)
+    benchmark(team.rmsnorm_bwd, dx, dw, dy, x, w, rrms, GROUPS)
+
+
+def test_exp(benchmark: Any, team: Team) -> None:
+    benchmark(team.exp, np.empty(R * D, np.float32), values(R * D))
+
+
+def test_log(benchmark: Any, team: Team) -> None:
+    benchmark(team.log, np.empty(R * D, np.float32), np.abs(values(R * D)))
+
+
 def test_swiglu(benchmark: Any, team: Team) -> None:
     benchmark(team.swiglu, np.empty((R, F), np.float32), values(R, 2 * F))
+
+
+def test_swiglu_bwd(benchmark: Any, team: Team) -> None:
+    gu, dact = values(R, 2 * F), values(R, F)
+    benchmark(team.swiglu_bwd, np.empty_like(gu), dact, gu)
+
+
+def test_embedding(benchmark: Any, team: Team) -> None:
+    benchmark(team.embedding, np.empty((R, D), np.float32), values(V, D), IDS)
+
+
+def test_embedding_bwd(benchmark: Any, team: Team) -> None:
+    order, index = np.empty(R, np.int32), np.empty(V + 1, np.int64)
+    dw, dx = np.empty((V, D), np.float32), values(R, D)
+    benchmark(team.embedding_bwd, dw, dx, IDS, GROUPS, order, index)
+
+
+def test_squared_norm(benchmark: Any, team: Team) -> None:
+    benchmark(team.squared_norm, values(5_000_000))
+
+
+def test_touch(benchmark: Any, team: Team) -> None:
+    benchmark(team.touch, values(5_000_000))
 
 
 def test_adamw(benchmark: Any, team: Team) -> None:

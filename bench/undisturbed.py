@@ -39,18 +39,24 @@ def observed(work: Callable[[], Any]) -> tuple[Any, float]:
     return result, max(0.0, cpu_seconds() - machine - ours) / wall
 
 
-def alternate(works: dict[Hashable, Callable[[], Any]], samples: int) -> dict[Hashable, Samples]:
+def alternate(
+    works: dict[Hashable, Callable[[], Any]], samples: int,
+    watch: Callable[[Callable[[], Any]], tuple[Any, float]] | None = None,
+    tries: int | None = None,
+) -> dict[Hashable, Samples]:  # fmt: skip
     """``samples`` rounds over all works, A B A B.  A work should take TICKS seconds or more.
 
-    A sample during which others used more than MOST_BY_OTHERS is taken again, TRIES times at most,
-    and else dropped.
+    ``watch`` runs a work and tells the CPUs that others used; None watches this process.
+
+    A sample during which others used more than MOST_BY_OTHERS is taken again, ``tries`` (TRIES)
+    times at most, and else dropped.
     """
     taken = {name: Samples() for name in works}
     least: dict[Hashable, tuple[float, Any]] = {}
     for _ in range(samples):
         for name, work in works.items():
-            for _ in range(TRIES):
-                result, others = observed(work)
+            for _ in range(tries or TRIES):
+                result, others = (watch or observed)(work)
                 if others <= MOST_BY_OTHERS:
                     taken[name].results.append(result)
                     break
