@@ -98,15 +98,15 @@ def test_a_header_stays_short(header: str) -> None:
     assert len(lines) < 400
 
 
-def declarations(text: str) -> set[str]:
-    """Functions and table fields, each on one line with single spaces."""
+def declarations(text: str) -> list[str]:
+    """Functions and table fields, sorted, each on one line with single spaces."""
     text = re.sub(r"/\*.*?\*/", " ", text, flags=re.S)
     text = re.sub(r"^#.*$|\{.*?\}", " ", text, flags=re.M)
     text = re.sub(r"\b(CRY_API|static inline|noexcept nogil)\b", " ", text)
     text = re.sub(r"\s+", " ", text).replace("(void)", "()")
     kind = r"(?:const )?\w+"
     found = re.findall(rf"{kind} \*?cry_\w+\([^()]*\)|{kind} \(\*\w+\)\([^()]*\)", text)
-    return {re.sub(r" (\*?)cry_", r" \1cry_", one) for one in found}
+    return sorted(re.sub(r" (\*?)cry_", r" \1cry_", one) for one in found)
 
 
 def fields(text: str, name: str) -> list[str]:

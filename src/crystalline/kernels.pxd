@@ -10,7 +10,9 @@ cdef extern from "crystalline/kernels.h" nogil:
         CRY_OK, CRY_BAD_SHAPE, CRY_BAD_GROUPS, CRY_BAD_INDEX, CRY_NO_SCRATCH, CRY_BAD_ISA
     ctypedef struct cry_branch:
         int64_t begin, end
-        int first_in_q, last_in_q, starts_total
+        int first_in_q
+        int last_in_q
+        int starts_total
         int64_t at
     ctypedef struct cry_adamw:
         float grad_scale, beta1, rest1, beta2, rest2, step_size, eps, decay, root_bias2
@@ -22,99 +24,86 @@ cdef extern from "crystalline/kernels.h" nogil:
         const char *isa
         int64_t tile_m, tile_n
         void (*pack)(float *panel, const float *b, int64_t ks, int64_t ns, int64_t k,
-                     int64_t n) noexcept nogil
+                 int64_t n) noexcept nogil
         void (*gemm)(float *c, int64_t ldc, const float *init, int64_t ldi, const float *a,
-                     int64_t rs, int64_t cs, const float *panels, int64_t m, int64_t n,
-                     int64_t k) noexcept nogil
+                 int64_t rs, int64_t cs, const float *panels, int64_t m, int64_t n,
+                 int64_t k) noexcept nogil
         void (*gemm_tree)(float *c, int64_t ldc, const float *a, int64_t rs, int64_t cs,
-                          const float *panels, int64_t m, int64_t n, int64_t rows,
-                          const cry_branch *branches, int count) noexcept nogil
+                 const float *panels, int64_t m, int64_t n, int64_t length,
+                 const cry_branch *branches, int count) noexcept nogil
         void (*gemm_branch)(float *c, float *q, float *s, int64_t ld, const float *a, int64_t rs,
-                            int64_t cs, const float *panels, int64_t m, int64_t n, int64_t k,
-                            const cry_branch *branch, int first_block,
-                            int last_block) noexcept nogil
+                 int64_t cs, const float *panels, int64_t m, int64_t n, int64_t k,
+                 const cry_branch *branch, int first_block, int last_block) noexcept nogil
         void (*rmsnorm)(float *y, float *rrms, const float *x, const float *w, int64_t rows,
-                        int64_t D, float eps) noexcept nogil
+                 int64_t D, float eps) noexcept nogil
         void (*rmsnorm_bwd)(float *dx, float *dw, const float *residual, const float *dy,
-                            const float *x, const float *w, const float *rrms, int64_t rows,
-                            int64_t D) noexcept nogil
+                 const float *x, const float *w, const float *rrms, int64_t rows,
+                 int64_t D) noexcept nogil
         void (*rope)(float *x, const float *cosine, const float *sine, int64_t rows,
-                     int64_t stride, int64_t heads, int64_t head_dim, int64_t position, int64_t T,
-                     int inverse) noexcept nogil
+                 int64_t stride, int64_t heads, int64_t head_dim, int64_t position, int64_t T,
+                 int inverse) noexcept nogil
         void (*attention)(float *out, float *lse, const float *qkv, const cry_attention *shape,
-                          int64_t head, float *scratch) noexcept nogil
+                 int64_t head, float *scratch) noexcept nogil
         void (*attention_bwd)(float *dqkv, const float *dout, const float *out, const float *qkv,
-                              const float *lse, const cry_attention *shape, int64_t kv_head,
-                              float *scratch) noexcept nogil
+                 const float *lse, const cry_attention *shape, int64_t kv_head,
+                 float *scratch) noexcept nogil
         void (*attention_cached)(float *out, const float *qkv, float *keys, float *values,
-                                 const cry_attention *shape, int64_t kv_head, int64_t rows,
-                                 int64_t position, int64_t capacity,
-                                 float *scratch) noexcept nogil
+                 const cry_attention *shape, int64_t kv_head, int64_t rows, int64_t position,
+                 int64_t capacity, float *scratch) noexcept nogil
         void (*swiglu)(float *act, const float *gu, int64_t rows, int64_t F) noexcept nogil
         void (*swiglu_bwd)(float *dgu, const float *dact, const float *gu, int64_t rows,
-                           int64_t F) noexcept nogil
+                 int64_t F) noexcept nogil
         void (*embedding)(float *x, const float *w, const int32_t *ids, int64_t rows,
-                          int64_t D) noexcept nogil
+                 int64_t D) noexcept nogil
         void (*embedding_bwd)(float *dw, const float *dx, const int32_t *list, int64_t count,
-                              const int64_t *groups, int64_t D, int accumulate) noexcept nogil
+                 const int64_t *groups, int64_t D, int accumulate) noexcept nogil
         void (*cross_entropy)(float *losses, float *logits, const int32_t *targets, int64_t rows,
-                              int64_t V, float scale, int gradient) noexcept nogil
+                 int64_t V, float scale, int gradient) noexcept nogil
         void (*tree_add)(float *out, const float *sums, int64_t n, const cry_branch *branches,
-                         int count) noexcept nogil
+                 int count) noexcept nogil
         void (*adamw)(float *p, float *m, float *v, const float *grad, int64_t n,
-                      const cry_adamw *c) noexcept nogil
+                 const cry_adamw *c) noexcept nogil
         float (*squared_norm)(const float *x, int64_t n) noexcept nogil
         void (*exp)(float *y, const float *x, int64_t n) noexcept nogil
         void (*log)(float *y, const float *x, int64_t n) noexcept nogil
-
     ctypedef uint16_t cry_bf16
     ctypedef struct cry_bf16_kernels:
         void (*pack)(float *panel, const float *b, int64_t ks, int64_t ns, int64_t k,
-                     int64_t n) noexcept nogil
+                 int64_t n) noexcept nogil
         void (*pack_rows)(float *panel, const cry_bf16 *b, int64_t ks, int64_t k,
-                     int64_t n) noexcept nogil
+                 int64_t n) noexcept nogil
         void (*gemm)(float *c, int64_t ldc, const float *init, int64_t ldi, const float *a,
-                     int64_t rs, int64_t cs, const float *panels, int64_t m, int64_t n,
-                     int64_t k) noexcept nogil
+                 int64_t rs, int64_t cs, const float *panels, int64_t m, int64_t n,
+                 int64_t k) noexcept nogil
         void (*gemm_narrow)(cry_bf16 *c, int64_t ldc, const float *a, int64_t rs,
-                     const float *panels, int64_t m, int64_t n, int64_t k) noexcept nogil
+                 const float *panels, int64_t m, int64_t n, int64_t k) noexcept nogil
         void (*gemm_tree)(float *c, int64_t ldc, const float *a, int64_t rs, int64_t cs,
-                     const float *panels, int64_t m, int64_t n, int64_t length,
-                     const cry_branch *branches, int count) noexcept nogil
-        void (*gemm_branch)(float *c, float *q, float *s, int64_t ld, const float *a,
-                     int64_t rs, int64_t cs, const float *panels, int64_t m, int64_t n,
-                     int64_t k, const cry_branch *branch, int first_block,
-                     int last_block) noexcept nogil
+                 const float *panels, int64_t m, int64_t n, int64_t length,
+                 const cry_branch *branches, int count) noexcept nogil
+        void (*gemm_branch)(float *c, float *q, float *s, int64_t ld, const float *a, int64_t rs,
+                 int64_t cs, const float *panels, int64_t m, int64_t n, int64_t k,
+                 const cry_branch *branch, int first_block, int last_block) noexcept nogil
         void (*narrow)(cry_bf16 *y, const float *x, int64_t n) noexcept nogil
-        void (*rmsnorm)(cry_bf16 *y, float *rrms, const float *x, const float *w,
-                     int64_t rows, int64_t D, float eps) noexcept nogil
+        void (*rmsnorm)(cry_bf16 *y, float *rrms, const float *x, const float *w, int64_t rows,
+                 int64_t D, float eps) noexcept nogil
         void (*swiglu)(cry_bf16 *act, const cry_bf16 *gu, int64_t rows, int64_t F) noexcept nogil
-        void (*swiglu_bwd)(cry_bf16 *dgu, const cry_bf16 *dact, const cry_bf16 *gu,
-                     int64_t rows, int64_t F) noexcept nogil
-        void (*cross_entropy)(float *losses, float *logits, const int32_t *targets,
-                     int64_t rows, int64_t V, float scale, int gradient) noexcept nogil
-    const cry_kernels *cry_kernels_for(const char *isa)
+        void (*swiglu_bwd)(cry_bf16 *dgu, const cry_bf16 *dact, const cry_bf16 *gu, int64_t rows,
+                 int64_t F) noexcept nogil
+        void (*cross_entropy)(float *losses, float *logits, const int32_t *targets, int64_t rows,
+                 int64_t V, float scale, int gradient) noexcept nogil
     const cry_bf16_kernels *cry_bf16_for(const char *isa)
+    const cry_kernels *cry_kernels_for(const char *isa)
     int cry_kernels_fit(const cry_kernels *table)
     int cry_groups_ok(const int64_t *groups, int64_t rows)
     int cry_branches(cry_branch branches[CRY_GROUPS], const int64_t *groups, int accumulate)
 
 cdef extern from "crystalline/parallel.h" nogil:
-    enum: CRY_PARTS
     int cry_usable_cpus()
     ctypedef struct cry_pool:
         pass
-    ctypedef struct cry_team:
-        const cry_kernels *kernels
-        int threads
-        cry_pool *pool
-        float *shared
-        float *scratch
-        int64_t shared_len
-        int64_t scratch_len
-        const cry_bf16_kernels *bf16
     cry_pool *cry_pool_new(int threads, const int *cpus)
     void cry_pool_free(cry_pool *pool)
+    enum: CRY_PARTS
     ctypedef struct cry_arrangement:
         int leaves
         const int32_t *begin
@@ -126,76 +115,79 @@ cdef extern from "crystalline/parallel.h" nogil:
         int64_t tasks, stolen, busy
     ctypedef struct cry_statistics:
         int64_t regions, inside
-        cry_counts spheres[12]
+        cry_counts spheres[CRY_GROUPS]
         cry_counts *threads
         int64_t *leaf_busy
     void cry_pool_statistics(const cry_pool *pool, cry_statistics *to)
+    ctypedef struct cry_team:
+        const cry_kernels *kernels
+        int threads
+        cry_pool *pool
+        float *shared
+        float *scratch
+        int64_t shared_len, scratch_len
+        const cry_bf16_kernels *bf16
     int64_t cry_need_matmul(const cry_team *team, int64_t N, int64_t K)
     int64_t cry_need_rmsnorm_bwd(int64_t D)
     int64_t cry_need_head(const cry_team *team, const int64_t *groups, int64_t D, int64_t V,
-                          int gradient)
+             int gradient)
     int64_t cry_need_attention(const cry_attention *shape, int backward)
     cry_status cry_matmul(const cry_team *team, float *y, const float *x, const float *w,
-                          const float *init, int64_t R, int64_t N, int64_t K)
+             const float *init, int64_t R, int64_t N, int64_t K)
     cry_status cry_matmul_dx(const cry_team *team, float *dx, const float *dy, const float *w,
-                             int64_t R, int64_t N, int64_t K)
+             int64_t R, int64_t N, int64_t K)
     cry_status cry_matmul_dw(const cry_team *team, float *dw, const float *dy, const float *x,
-                             const int64_t *groups, int64_t R, int64_t N, int64_t K,
-                             int accumulate)
+             const int64_t *groups, int64_t R, int64_t N, int64_t K, int accumulate)
     cry_status cry_pack_weight(const cry_team *team, float *panels, const float *w, int64_t N,
-                               int64_t K)
+             int64_t K)
     cry_status cry_matmul_packed(const cry_team *team, float *y, const float *x,
-                                 const float *panels, const float *init, int64_t R, int64_t N,
-                                 int64_t K)
+             const float *panels, const float *init, int64_t R, int64_t N, int64_t K)
     cry_status cry_rmsnorm(const cry_team *team, float *y, float *rrms, const float *x,
-                           const float *w, int64_t R, int64_t D, float eps)
+             const float *w, int64_t R, int64_t D, float eps)
     cry_status cry_rmsnorm_bwd(const cry_team *team, float *dx, float *dw, const float *residual,
-                               const float *dy, const float *x, const float *w, const float *rrms,
-                               const int64_t *groups, int64_t R, int64_t D, int accumulate)
+             const float *dy, const float *x, const float *w, const float *rrms,
+             const int64_t *groups, int64_t R, int64_t D, int accumulate)
     cry_status cry_rope(const cry_team *team, float *x, const float *cosine, const float *sine,
-                        int64_t R, int64_t stride, int64_t heads, int64_t head_dim,
-                        int64_t position, int64_t T, int inverse)
+             int64_t R, int64_t stride, int64_t heads, int64_t head_dim, int64_t position,
+             int64_t T, int inverse)
     cry_status cry_attention_fwd(const cry_team *team, float *out, float *lse, const float *qkv,
-                                 int64_t B, const cry_attention *shape,
-                                 const int64_t *lengths)
+             int64_t B, const cry_attention *shape, const int64_t *lengths)
     cry_status cry_attention_bwd(const cry_team *team, float *dqkv, const float *dout,
-                                 const float *out, const float *qkv, const float *lse, int64_t B,
-                                 const cry_attention *shape, const int64_t *lengths)
+             const float *out, const float *qkv, const float *lse, int64_t B,
+             const cry_attention *shape, const int64_t *lengths)
     cry_status cry_attention_with_cache(const cry_team *team, float *out, const float *qkv,
-                                        float *keys, float *values, const cry_attention *shape,
-                                        int64_t rows, int64_t position, int64_t capacity)
+             float *keys, float *values, const cry_attention *shape, int64_t rows,
+             int64_t position, int64_t capacity)
     cry_status cry_swiglu(const cry_team *team, float *act, const float *gu, int64_t R, int64_t F)
     cry_status cry_swiglu_bwd(const cry_team *team, float *dgu, const float *dact,
-                              const float *gu, int64_t R, int64_t F)
+             const float *gu, int64_t R, int64_t F)
     cry_status cry_to_bf16(const cry_team *team, cry_bf16 *y, const float *x, int64_t n)
     cry_status cry_matmul_bf16(const cry_team *team, float *y, cry_bf16 *narrow,
-                               const cry_bf16 *x, const float *w, const float *init, int64_t R,
-                               int64_t N, int64_t K)
+             const cry_bf16 *x, const float *w, const float *init, int64_t R, int64_t N,
+             int64_t K)
     cry_status cry_matmul_dx_bf16(const cry_team *team, float *dx, cry_bf16 *narrow,
-                                  const cry_bf16 *dy, const float *w, int64_t R, int64_t N,
-                                  int64_t K)
+             const cry_bf16 *dy, const float *w, int64_t R, int64_t N, int64_t K)
     cry_status cry_matmul_dw_bf16(const cry_team *team, float *dw, const cry_bf16 *dy,
-                                  const cry_bf16 *x, const int64_t *groups, int64_t R, int64_t N,
-                                  int64_t K, int accumulate)
+             const cry_bf16 *x, const int64_t *groups, int64_t R, int64_t N, int64_t K,
+             int accumulate)
     cry_status cry_rmsnorm_bf16(const cry_team *team, cry_bf16 *y, float *rrms, const float *x,
-                                const float *w, int64_t R, int64_t D, float eps)
-    cry_status cry_swiglu_bf16(const cry_team *team, cry_bf16 *act, const cry_bf16 *gu, int64_t R,
-                               int64_t F)
+             const float *w, int64_t R, int64_t D, float eps)
+    cry_status cry_swiglu_bf16(const cry_team *team, cry_bf16 *act, const cry_bf16 *gu,
+             int64_t R, int64_t F)
     cry_status cry_swiglu_bwd_bf16(const cry_team *team, cry_bf16 *dgu, const cry_bf16 *dact,
-                                   const cry_bf16 *gu, int64_t R, int64_t F)
+             const cry_bf16 *gu, int64_t R, int64_t F)
     cry_status cry_embedding(const cry_team *team, float *x, const float *w, const int32_t *ids,
-                             int64_t R, int64_t D, int64_t V)
+             int64_t R, int64_t D, int64_t V)
     cry_status cry_embedding_bwd(const cry_team *team, float *dw, const float *dx,
-                                 const int32_t *ids, const int64_t *groups, int64_t R, int64_t D,
-                                 int64_t V, int accumulate, int32_t *list, int64_t *index)
-    cry_status cry_head(const cry_team *team, float *losses, float *dh, float *dw, const float *h,
-                        const float *w, const int32_t *targets, const int64_t *groups, int64_t R,
-                        int64_t D, int64_t V, float scale, int accumulate)
+             const int32_t *ids, const int64_t *groups, int64_t R, int64_t D, int64_t V,
+             int accumulate, int32_t *list, int64_t *index)
+    cry_status cry_head(const cry_team *team, float *losses, float *dh, float *dw,
+             const float *h, const float *w, const int32_t *targets, const int64_t *groups,
+             int64_t R, int64_t D, int64_t V, float scale, int accumulate)
     cry_status cry_head_bf16(const cry_team *team, float *losses, float *dh, float *dw,
-                             const cry_bf16 *h, const float *w, const int32_t *targets,
-                             const int64_t *groups, int64_t R, int64_t D, int64_t V, float scale,
-                             int accumulate)
+             const cry_bf16 *h, const float *w, const int32_t *targets, const int64_t *groups,
+             int64_t R, int64_t D, int64_t V, float scale, int accumulate)
     cry_status cry_adamw_step(const cry_team *team, float *p, float *m, float *v,
-                              const float *grad, int64_t n, const cry_adamw *c)
+             const float *grad, int64_t n, const cry_adamw *c)
     cry_status cry_squared_norm(const cry_team *team, double *sums, const float *x, int64_t n)
     cry_status cry_touch(const cry_team *team, float *x, int64_t n)
