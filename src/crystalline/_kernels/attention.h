@@ -3,37 +3,172 @@
  *   S = scale q k^T,  P = softmax over the keys up to the query's position,  out = P v
  *   dv = P^T dout;  dP = dout v^T;  D = sum(dout out);  dS = scale P (dP - D);  dq = dS k;  dk = dS^T q
  *
- * Keys come in blocks of 64 from position 0, with a running maximum m and sum l; a block that lies
- * wholly behind a query changes nothing (of finite values; infinities spread within a block).  Backward computes P again from lse = m + log l.  Each
- * product is one chain in the order of its inner index, so no block of queries changes a bit.
- * Keys (and values, backward) are transposed into scratch: a vector then holds 16 keys. */
+ * Powers are of 2: q is multiplied by scale log2(e), once, and lse = ln 2 m + log l comes back to e.
+ * Keys come in blocks of 64 from position 0, with a running maximum m and sum l; blocks wholly behind
+ * a query are left out.  A block's sum is taken in 16 lanes, key j in lane j mod 16, and the tree.
+ * Backward computes P again from lse.  Each product is one chain in the order of its inner index (dk
+ * and dv: 256 queries of each head in turn), so no cut and no block of queries changes a bit.
+ *
+ * A key of -infinity weighs nothing; with none but such a row is not a number, and so is a row that
+ * sees +infinity or not-a-number.  What is not finite can spread to the 63 positions before it, and
+ * no further forward in time.  Work space does not grow with T. */
 #ifndef CRY_ATTENTION_H
 #define CRY_ATTENTION_H
 
-#include "mathfun.h"
-#include "matmul.h"
+#include "attention_tile.h"
 
-enum { Q_BLOCK = 48, KEY_BLOCK = 64 };
+enum {
+    FEW_ROWS = 8,      /* so few new rows are not worth transposing the cache's keys */
+    ATTEND_STATES = 4, /* blocks of queries at a time, or one of each head */
+};
 
-CRY_INLINE int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
+/* The queries of some heads at positions position .. position + rows, that share keys and values. */
+typedef struct attend_job {
+    float *out, *lse; /* lse may be NULL */
+    const float *q, *k, *v;
+    int64_t ldo, lds, ldq, ldk, ldv;
+    int64_t heads, rows, position, head_dim;
+    int by_column; /* k(head_dim, ldk) has a key a column, otherwise a row */
+    float scale;
+} attend_job;
 
-/* x(rows, columns of width w) -> t(w, ld), columns rows .. round up to 64 set to zero. */
-static void transpose_rows(float *t, int64_t ld, const float *x, int64_t stride, int64_t rows, int64_t w)
+/* What one block of queries carries from key block to key block. */
+typedef struct attend_state {
+    float *qt, *o, *m, *l;
+} attend_state;
+
+static attend_state state_at(float *scratch, int64_t wide, int64_t index)
 {
-    int64_t end = round_up(rows, KEY_BLOCK);
-    for (int64_t d = 0; d < w; d++) {
-        for (int64_t r = 0; r < rows; r++) t[d * ld + r] = x[r * stride + d];
-        for (int64_t r = rows; r < end; r++) t[d * ld + r] = 0.0f;
+    float *qt = scratch + index * (2 * BLOCK * wide + 2 * BLOCK);
+    return (attend_state){qt, qt + BLOCK * wide, qt + 2 * BLOCK * wide, qt + 2 * BLOCK * wide + BLOCK};
+}
+
+CRY_INLINE float power_scale(float scale) { return (float)((double)scale * 1.4426950408889634); }
+
+/* Where fewer than 64 keys are seen: -infinity, up to a multiple of 16 keys, which is returned. */
+static int64_t hide_scores(float *s, int64_t keys, int64_t first, int64_t ahead)
+{
+    int64_t n = keys_seen(keys, first + 16, ahead), k = keys_seen(keys, first + 1, ahead);
+    for (; k < n; k++)
+        v16_store(s + k * BLOCK, v16_seen(v16_load(s + k * BLOCK), k - first - ahead, -INFINITY));
+    for (; k % 16; k++) v16_store(s + k * BLOCK, v16_set(-INFINITY));
+    return k;
+}
+
+/* s(keys, 64) = 2^(s - m) for 16 queries; m and l run on, shrink is what was summed before times. */
+static void softmax_block(float *s, float *m, float *l, float *shrink, int64_t n)
+{
+    v16 before = v16_load(m), top = before, more = before, sum[16];
+    for (int64_t k = 0; k < n; k += 2) {
+        top = v16_max(v16_load(s + k * BLOCK), top);
+        more = v16_max(v16_load(s + (k + 1) * BLOCK), more);
+    }
+    top = v16_max(top, more);
+    for (int i = 0; i < 16; i += TOGETHER) {
+        v16 lane[TOGETHER], e[TOGETHER];
+        UNROLL for (int r = 0; r < TOGETHER; r++) lane[r] = v16_zero();
+        for (float *at = s + i * BLOCK; at < s + n * BLOCK; at += 16 * BLOCK) {
+            UNROLL for (int r = 0; r < TOGETHER; r++) e[r] = v16_sub(v16_load(at + r * BLOCK), top);
+            v16_exp2_all(e, TOGETHER);
+            UNROLL for (int r = 0; r < TOGETHER; r++) {
+                v16_store(at + r * BLOCK, e[r]);
+                lane[r] = v16_add(lane[r], e[r]);
+            }
+        }
+        UNROLL for (int r = 0; r < TOGETHER; r++) sum[i + r] = lane[r];
+    }
+    for (int half = 8; half > 0; half /= 2)
+        for (int i = 0; i < half; i++) sum[i] = v16_add(sum[i], sum[i + half]);
+    v16 less = v16_exp2(v16_sub(before, top));
+    v16_store(m, top);
+    v16_store(l, v16_add(v16_mul(v16_load(l), less), sum[0]));
+    v16_store(shrink, less);
+}
+
+/* One block of queries meets one block of keys. */
+static void attend_block(const attend_state *t, const float *k, const float *v, float *s,
+                         int64_t head_dim, int64_t wide, int64_t keys, int64_t queries, int64_t ahead)
+{
+    float shrink[BLOCK];
+    scores(s, k, t->qt, head_dim, wide, keys, queries, ahead);
+    for (int64_t j = 0; j < queries; j += 16)
+        softmax_block(s + j, t->m + j, t->l + j, shrink + j, hide_scores(s + j, keys, j, ahead));
+    by_query(t->o, shrink, s, v, wide, keys, queries, ahead);
+}
+
+/* The queries of one block at the start: no key seen. */
+static void attend_begin(const attend_state *t, const attend_job *w, const float *q, int64_t rows,
+                         int64_t wide)
+{
+    transpose_rows(t->qt, BLOCK, q, w->ldq, rows, w->head_dim, power_scale(w->scale));
+    zero_span(t->o, BLOCK * wide);
+    for (int64_t i = 0; i < BLOCK; i++) t->m[i] = -3e38f, t->l[i] = 0.0f; /* no -infinity: it less itself is not a number */
+}
+
+/* lse = ln 2 m + log l */
+static void lse_of(float *lse, const float *m, const float *l, int64_t n)
+{
+    for (int64_t i = 0; i < n; i += 16) {
+        v16 log_l = v16_log(v16_get_or(l + i, n - i, 1.0f));
+        v16_put(lse + i, v16_fma(v16_get(m + i, n - i), v16_set(0.693147181f), log_l), n - i);
     }
 }
 
-/* x(rows, width w) -> y(rows, wp), columns w .. wp set to zero. */
-static void copy_rows(float *y, int64_t wp, const float *x, int64_t stride, int64_t rows, int64_t w)
+static void divide_row(float *out, const float *o, float l, int64_t w)
 {
-    for (int64_t r = 0; r < rows; r++)
-        for (int64_t j = 0; j < wp; j += 16)
-            v16_store(y + r * wp + j, j < w ? v16_get(x + r * stride + j, w - j) : v16_zero());
+    v16 inverse = v16_set(1.0f / l);
+    for (int64_t j = 0; j < w; j += 16)
+        v16_put(out + j, v16_mul(v16_get(o + j, w - j), inverse), w - j);
 }
+
+/* All of a job, at most ATTEND_STATES blocks of queries or one for each head.  Scratch: a block of keys,
+ * one of values, scores, the states. */
+static void attend(const attend_job *w, float *scratch)
+{
+    int64_t dh = w->head_dim, wide = round_up(dh, 16), blocks = (w->rows + BLOCK - 1) / BLOCK;
+    float *k = scratch, *v = k + BLOCK * wide, *s = v + BLOCK * wide, *states = s + BLOCK * BLOCK;
+    for (int64_t i = 0; i < w->heads * blocks; i++) {
+        int64_t q0 = i % blocks * BLOCK;
+        attend_state t = state_at(states, wide, i);
+        attend_begin(&t, w, w->q + q0 * w->ldq + i / blocks * dh, cry_min(BLOCK, w->rows - q0), wide);
+    }
+    for (int64_t k0 = 0; k0 < w->position + w->rows; k0 += BLOCK) {
+        int64_t keys = cry_min(BLOCK, w->position + w->rows - k0);
+        if (w->by_column) transpose_rows(k, wide, w->k + k0, w->ldk, dh, keys, 1.0f);
+        else take_rows(k, wide, w->k + k0 * w->ldk, w->ldk, keys, dh);
+        take_rows(v, wide, w->v + k0 * w->ldv, w->ldv, keys, dh);
+        for (int64_t i = 0; i < w->heads * blocks; i++) {
+            int64_t q0 = i % blocks * BLOCK, queries = cry_min(BLOCK, w->rows - q0);
+            int64_t ahead = w->position + q0 - k0;
+            attend_state t = state_at(states, wide, i);
+            if (keys_seen(keys, queries, ahead) > 0)
+                attend_block(&t, k, v, s, dh, wide, keys, queries, ahead);
+        }
+    }
+    for (int64_t i = 0; i < w->heads * blocks; i++) {
+        int64_t head = i / blocks, q0 = i % blocks * BLOCK, n = cry_min(BLOCK, w->rows - q0);
+        attend_state t = state_at(states, wide, i);
+        for (int64_t r = 0; r < n; r++)
+            divide_row(w->out + (q0 + r) * w->ldo + head * dh, t.o + r * wide, t.l[r], dh);
+        if (w->lse) lse_of(w->lse + head * w->lds + q0, t.m, t.l, n);
+    }
+}
+
+/* Queries first .. end, as attend has it, of all heads that share one key/value head of one sequence:
+ * out(T, H head_dim), lse(H, T). */
+static void attention(float *out, float *lse, const float *qkv, const cry_attention *c,
+                      int64_t kv_head, int64_t first, int64_t end, float *scratch)
+{
+    int64_t dh = c->head_dim, ld = (c->H + 2 * c->K) * dh, share = c->H / c->K, h = kv_head * share;
+    attend_job w = {.out = out + first * c->H * dh + h * dh, .lse = lse + h * c->T + first,
+                    .q = qkv + first * ld + h * dh, .k = qkv + (c->H + kv_head) * dh,
+                    .v = qkv + (c->H + c->K + kv_head) * dh, .ldo = c->H * dh, .lds = c->T,
+                    .ldq = ld, .ldk = ld, .ldv = ld, .heads = share, .rows = end - first,
+                    .position = first, .head_dim = dh, .scale = c->scale};
+    attend(&w, scratch);
+}
+
+/* --- With a cache: keys by column, which suits one query and a vector of keys. */
 
 /* The first n of 16 lanes, the others -infinity; n may be anything. */
 CRY_INLINE v16 v16_masked(const float *p, int64_t n)
@@ -41,84 +176,48 @@ CRY_INLINE v16 v16_masked(const float *p, int64_t n)
     return n <= 0 ? v16_set(-INFINITY) : v16_get_or(p, n, -INFINITY);
 }
 
-/* One query row of one block of keys: s(n) becomes exp(s - m), of which `seen` keys are visible.
- * Returns the factor by which what was summed before must shrink. */
-static float softmax_row(float *s, float *m, float *l, int64_t n, int64_t seen, float scale)
+/* softmax_block for one query: s(n) holds the scores of the keys, of which `seen` count. */
+static float softmax_row(float *s, float *m, float *l, int64_t n, int64_t seen)
 {
-    v16 top = v16_set(-INFINITY), sum = v16_zero(), factor = v16_set(scale);
+    v16 top = v16_set(*m), sum = v16_zero();
+    for (int64_t j = 0; j < n; j += 16) top = v16_max(v16_masked(s + j, seen - j), top);
+    float high = v16_maxall(top), shrink[16];
+    v16_store(shrink, v16_exp2(v16_set(*m - high)));
     for (int64_t j = 0; j < n; j += 16) {
-        v16 z = v16_masked(s + j, seen - j);
-        top = v16_max(v16_mul(z, factor), top);
-    }
-    float before = *m, high = v16_maxall(top), shrink = 1.0f;
-    if (seen > 0 && high > before) {
-        float t[16];
-        v16_store(t, v16_exp(v16_set(before - high)));
-        shrink = t[0];
-        *m = high;
-    }
-    for (int64_t j = 0; j < n; j += 16) {
-        v16 z = v16_mul(v16_masked(s + j, seen - j), factor);
-        v16 e = seen - j > 0 ? v16_exp(v16_sub(z, v16_set(*m))) : v16_zero();
+        v16 e = v16_exp2(v16_sub(v16_masked(s + j, seen - j), v16_set(high)));
         v16_store(s + j, e);
         sum = v16_add(sum, e);
     }
-    *l = *l * shrink + v16_sum(sum);
-    return shrink;
+    *m = high;
+    *l = *l * shrink[0] + v16_sum(sum);
+    return shrink[0];
 }
 
-/* out(rows, ldo) for one head's queries at positions position .. position + rows.
- * kt(head_dim, ldk) holds keys by column, v(positions, ldv) values by row. */
-static void attend(float *out, int64_t ldo, float *lse, const float *q, int64_t ldq, const float *kt,
-                   int64_t ldk, const float *v, int64_t ldv, int64_t rows, int64_t position,
-                   int64_t head_dim, float scale, float *s)
+/* attend for at most FEW_ROWS rows and keys by column. */
+static void attend_few(const attend_job *w, float *scratch)
 {
-    for (int64_t q0 = 0; q0 < rows; q0 += Q_BLOCK) {
-        int64_t nq = cry_min(Q_BLOCK, rows - q0), end = position + q0 + nq;
-        float m[Q_BLOCK], l[Q_BLOCK];
-        float *o = out + q0 * ldo;
-        for (int64_t i = 0; i < nq; i++) m[i] = -INFINITY, l[i] = 0.0f;
-        for (int64_t k0 = 0; k0 < end; k0 += KEY_BLOCK) {
-            int64_t n = cry_min(KEY_BLOCK, end - k0);
-            gemm_unpacked(s, KEY_BLOCK, 0, q + q0 * ldq, ldq, 1, kt + k0, ldk, nq, n, head_dim);
-            for (int64_t i = 0; i < nq; i++) {
-                int64_t seen = cry_min(n, position + q0 + i + 1 - k0);
-                float shrink = softmax_row(s + i * KEY_BLOCK, m + i, l + i, n, seen, scale);
-                if (k0 == 0 || shrink == 1.0f) continue;
-                for (int64_t j = 0; j < head_dim; j += 16) {
-                    v16 a = v16_mul(v16_get(o + i * ldo + j, head_dim - j), v16_set(shrink));
-                    v16_put(o + i * ldo + j, a, head_dim - j);
-                }
+    int64_t dh = w->head_dim, n = w->rows, wide = round_up(dh, 16), end = w->position + n;
+    float m[FEW_ROWS], l[FEW_ROWS], *q = scratch, *o = q + n * wide, *s = o + n * wide;
+    v16 scale = v16_set(power_scale(w->scale));
+    for (int64_t head = 0; head < w->heads; head++) {
+        take_rows(q, wide, w->q + head * dh, w->ldq, n, dh);
+        for (int64_t i = 0; i < n * wide; i += 16) v16_store(q + i, v16_mul(v16_load(q + i), scale));
+        zero_span(o, n * wide);
+        for (int64_t i = 0; i < n; i++) m[i] = -3e38f, l[i] = 0.0f;
+        for (int64_t k0 = 0; k0 < end; k0 += BLOCK) {
+            int64_t keys = cry_min(BLOCK, end - k0);
+            gemm_unpacked(s, BLOCK, 0, q, wide, 1, w->k + k0, w->ldk, n, keys, dh);
+            for (int64_t i = 0; i < n; i++) {
+                int64_t seen = w->position + i + 1 - k0;
+                v16 shrink = v16_set(softmax_row(s + i * BLOCK, m + i, l + i, keys, seen));
+                for (float *a = o + i * wide; a < o + (i + 1) * wide; a += 16)
+                    v16_store(a, v16_mul(v16_load(a), shrink));
             }
-            gemm_unpacked(o, ldo, k0 ? o : 0, s, KEY_BLOCK, 1, v + k0 * ldv, ldv, nq, head_dim, n);
+            gemm_unpacked(o, wide, o, s, BLOCK, 1, w->v + k0 * w->ldv, w->ldv, n, wide, keys);
         }
-        for (int64_t i = 0; i < nq; i++) {
-            v16 inverse = v16_set(1.0f / l[i]);
-            for (int64_t j = 0; j < head_dim; j += 16) {
-                v16 a = v16_mul(v16_get(o + i * ldo + j, head_dim - j), inverse);
-                v16_put(o + i * ldo + j, a, head_dim - j);
-            }
-        }
-        for (int64_t i = 0; lse && i < nq; i += 16) {
-            v16 log_l = v16_log(v16_get_or(l + i, nq - i, 1.0f));
-            v16_put(lse + q0 + i, v16_add(v16_get(m + i, nq - i), log_l), nq - i);
-        }
+        for (int64_t i = 0; i < n; i++)
+            divide_row(w->out + i * w->ldo + head * dh, o + i * wide, l[i], dh);
     }
-}
-
-/* All heads that share one key/value head of one sequence; out(T, H head_dim), lse(H, T). */
-static void attention(float *out, float *lse, const float *qkv, const cry_attention *c,
-                      int64_t kv_head, float *scratch)
-{
-    int64_t dh = c->head_dim, ld = (c->H + 2 * c->K) * dh, share = c->H / c->K;
-    int64_t tp = round_up(c->T, KEY_BLOCK), wide = round_up(dh, 32);
-    float *kt = scratch, *v = kt + dh * tp, *s = v + c->T * wide;
-    const float *key = qkv + (c->H + kv_head) * dh;
-    transpose_rows(kt, tp, key, ld, c->T, dh);
-    copy_rows(v, wide, key + c->K * dh, ld, c->T, dh);
-    for (int64_t h = kv_head * share; h < (kv_head + 1) * share; h++)
-        attend(out + h * dh, c->H * dh, lse + h * c->T, qkv + h * dh, ld, kt, tp, v, wide, c->T, 0,
-               dh, c->scale, s);
 }
 
 /* New rows go to the cache, then attend to all of it: keys (K, head_dim, capacity), values
@@ -127,7 +226,7 @@ static void attention_cached(float *out, const float *qkv, float *keys, float *v
                              const cry_attention *c, int64_t kv_head, int64_t rows, int64_t position,
                              int64_t capacity, float *scratch)
 {
-    int64_t dh = c->head_dim, ld = (c->H + 2 * c->K) * dh, share = c->H / c->K;
+    int64_t dh = c->head_dim, ld = (c->H + 2 * c->K) * dh, share = c->H / c->K, h = kv_head * share;
     int64_t wide = round_up(dh, 32);
     float *kt = keys + kv_head * dh * capacity, *v = values + kv_head * capacity * wide;
     const float *key = qkv + (c->H + kv_head) * dh, *value = key + c->K * dh;
@@ -136,66 +235,165 @@ static void attention_cached(float *out, const float *qkv, float *keys, float *v
             kt[d * capacity + position + r] = key[r * ld + d];
             v[(position + r) * wide + d] = value[r * ld + d];
         }
-    for (int64_t h = kv_head * share; h < (kv_head + 1) * share; h++)
-        attend(out + h * dh, c->H * dh, 0, qkv + h * dh, ld, kt, capacity, v, wide, rows, position,
-               dh, c->scale, scratch);
-}
-
-/* P and dS of one block: s holds q k^T, dp holds dout v^T; rows see fewer keys near the diagonal. */
-static void score_gradient(float *s, float *dp, const float *lse, const float *delta, int64_t nq,
-                           int64_t n, int64_t seen, float scale)
-{
-    v16 factor = v16_set(scale);
-    for (int64_t i = 0; i < nq; i++, seen++, s += KEY_BLOCK, dp += KEY_BLOCK)
-        for (int64_t j = 0; j < n; j += 16) {
-            v16 z = v16_fma(v16_masked(s + j, seen - j), factor, v16_set(-lse[i]));
-            v16 p = seen - j > 0 ? v16_exp(z) : v16_zero();
-            v16 d = v16_mul(p, v16_mul(factor, v16_sub(v16_load(dp + j), v16_set(delta[i]))));
-            v16_store(s + j, p);
-            v16_store(dp + j, d);
-        }
-}
-
-/* One key/value head of one sequence: its part of dqkv(T, (H + 2K) head_dim). */
-static void attention_bwd(float *dqkv, const float *dout, const float *out, const float *qkv,
-                          const float *lse, const cry_attention *c, int64_t kv_head, float *scratch)
-{
-    int64_t T = c->T, dh = c->head_dim, ld = (c->H + 2 * c->K) * dh, ldo = c->H * dh;
-    int64_t tp = round_up(T, KEY_BLOCK), wide = round_up(dh, 32), share = c->H / c->K;
-    float *kt = scratch, *vt = kt + dh * tp, *k = vt + dh * tp, *q = k + T * wide, *d = q + T * wide;
-    float *delta = d + T * wide, *s = delta + round_up(T, 16), *dp = s + Q_BLOCK * KEY_BLOCK;
-    int64_t key_at = (c->H + kv_head) * dh, value_at = key_at + c->K * dh;
-    float *dk = dqkv + key_at, *dv = dqkv + value_at;
-    transpose_rows(kt, tp, qkv + key_at, ld, T, dh);
-    transpose_rows(vt, tp, qkv + value_at, ld, T, dh);
-    copy_rows(k, wide, qkv + key_at, ld, T, dh);
-    for (int64_t t = 0; t < T; t++) {
-        memset(dk + t * ld, 0, (size_t)dh * sizeof(float));
-        memset(dv + t * ld, 0, (size_t)dh * sizeof(float));
+    int64_t most = BLOCK * cry_max(1, ATTEND_STATES / share);
+    for (int64_t r = 0; r < rows; r += most) {
+        attend_job w = {.out = out + r * c->H * dh + h * dh, .q = qkv + r * ld + h * dh, .k = kt,
+                        .v = v, .ldo = c->H * dh, .ldq = ld, .ldk = capacity, .ldv = wide,
+                        .heads = share, .rows = cry_min(most, rows - r),
+                        .position = position + r, .head_dim = dh, .by_column = 1, .scale = c->scale};
+        if (w.rows > FEW_ROWS) attend(&w, scratch);
+        else attend_few(&w, scratch);
     }
-    for (int64_t h = kv_head * share; h < (kv_head + 1) * share; h++) {
-        float *dq = dqkv + h * dh;
-        copy_rows(q, wide, qkv + h * dh, ld, T, dh);
-        copy_rows(d, wide, dout + h * dh, ldo, T, dh);
-        for (int64_t t = 0; t < T; t++) {
-            v16 sum = v16_zero();
-            for (int64_t j = 0; j < dh; j += 16)
-                sum = v16_fma(v16_load(d + t * wide + j), v16_get(out + t * ldo + h * dh + j, dh - j), sum);
-            delta[t] = v16_sum(sum);
-        }
-        for (int64_t q0 = 0; q0 < T; q0 += Q_BLOCK) {
-            int64_t nq = cry_min(Q_BLOCK, T - q0);
-            for (int64_t k0 = 0; k0 < q0 + nq; k0 += KEY_BLOCK) {
-                int64_t n = cry_min(KEY_BLOCK, q0 + nq - k0);
-                gemm_unpacked(s, KEY_BLOCK, 0, q + q0 * wide, wide, 1, kt + k0, tp, nq, n, dh);
-                gemm_unpacked(dp, KEY_BLOCK, 0, d + q0 * wide, wide, 1, vt + k0, tp, nq, n, dh);
-                score_gradient(s, dp, lse + h * T + q0, delta + q0, nq, n, q0 + 1 - k0, c->scale);
-                gemm_unpacked(dv + k0 * ld, ld, dv + k0 * ld, s, 1, KEY_BLOCK, d + q0 * wide, wide, n, dh, nq);
-                gemm_unpacked(dk + k0 * ld, ld, dk + k0 * ld, dp, 1, KEY_BLOCK, q + q0 * wide, wide, n, dh, nq);
-                gemm_unpacked(dq + q0 * ld, ld, k0 ? dq + q0 * ld : 0, dp, KEY_BLOCK, 1, k + k0 * wide, wide, nq, dh, n);
+}
+
+/* --- Backward. */
+
+/* What 256 queries of one head bring: rows in blocks of 64, q and dout also transposed. */
+typedef struct query_side {
+    float *qt, *dt, *q, *d, *dq, *lse, *delta;
+} query_side;
+
+/* Some keys' P and dS for some queries: see gradient_panel. */
+typedef struct gradient_job {
+    float *p, *ds;
+    const float *k, *v;
+    int64_t width, wide;
+} gradient_job;
+
+/* p(keys, 64) = P and ds(keys, 64) = dS: keys first .. n, one panel of nv vectors of queries from j on,
+ * whose first sees the keys up to `from`. */
+CRY_INLINE void gradient_panel(const int nv, const gradient_job *w, const query_side *x, int64_t j,
+                               int64_t first, int64_t n, int64_t from)
+{
+    for (int64_t i = first; i < n; i += PART_M) {
+        float *p = w->p + i * BLOCK + j, *ds = w->ds + i * BLOCK + j;
+        cry_part acc;
+        part_zero(acc, nv);
+        part_run(acc, nv, w->width, w->k + i * w->wide, w->wide, 1, x->qt + j, BLOCK);
+        UNROLL for (int h = 0; h < nv; h++)
+            UNROLL for (int r = 0; r < PART_M; r += TOGETHER) {
+                v16 e[TOGETHER];
+                UNROLL for (int g = 0; g < TOGETHER; g++)
+                    e[g] = v16_sub(acc[r + g][h], v16_load(x->lse + j + 16 * h));
+                v16_exp2_all(e, TOGETHER);
+                UNROLL for (int g = 0; g < TOGETHER; g++)
+                    v16_store(p + (r + g) * BLOCK + 16 * h, e[g]);
             }
+        if (i + PART_M - 1 > from)
+            for (int r = 0; r < PART_M; r++)
+                for (int h = 0; h < nv; h++) {
+                    float *at = p + r * BLOCK + 16 * h;
+                    v16_store(at, v16_seen(v16_load(at), i + r - from - 16 * h, 0.0f));
+                }
+        part_zero(acc, nv);
+        part_run(acc, nv, w->width, w->v + i * w->wide, w->wide, 1, x->dt + j, BLOCK);
+        UNROLL for (int r = 0; r < PART_M; r++)
+            UNROLL for (int h = 0; h < nv; h++) {
+                v16 less = v16_sub(acc[r][h], v16_load(x->delta + j + 16 * h));
+                v16_store(ds + r * BLOCK + 16 * h, v16_mul(v16_load(p + r * BLOCK + 16 * h), less));
+            }
+    }
+}
+
+/* As scores. */
+static void score_gradient(const gradient_job *w, const query_side *x, int64_t keys,
+                           int64_t queries, int64_t ahead)
+{
+    for (int64_t j = 0; j < queries; j += 16 * PART_V) {
+        int64_t n = round_up(keys_seen(keys, j + 16, ahead), PART_M), j2 = j + 16;
+        if (PART_V == 1 || j2 >= queries) {
+            gradient_panel(1, w, x, j, 0, n, j + ahead);
+        } else {
+            gradient_panel(PART_V, w, x, j, 0, n, j + ahead);
+            gradient_panel(1, w, x, j2, n, keys_seen(keys, j2 + 16, ahead), j2 + ahead);
         }
     }
+}
+
+static query_side query_block(const query_side *x, int64_t wide, int64_t q0)
+{
+    return (query_side){x->qt + q0 * wide, x->dt + q0 * wide, x->q + q0 * wide, x->d + q0 * wide,
+                        x->dq + q0 * wide, x->lse + q0, x->delta + q0};
+}
+
+/* scale lies in dout's transpose and in D, so that dS has it; delta = scale D, a sum in 16 lanes. */
+static void take_queries(const query_side *all, const float *q, int64_t ldq, const float *dout,
+                         const float *out, int64_t ldo, const float *lse, int64_t rows, int64_t dh,
+                         float scale)
+{
+    int64_t wide = round_up(dh, 16);
+    for (int64_t q0 = 0; q0 < rows; q0 += BLOCK) {
+        query_side x = query_block(all, wide, q0);
+        int64_t n = cry_min(BLOCK, rows - q0);
+        transpose_rows(x.qt, BLOCK, q + q0 * ldq, ldq, n, dh, power_scale(scale));
+        transpose_rows(x.dt, BLOCK, dout + q0 * ldo, ldo, n, dh, scale);
+        take_rows(x.q, wide, q + q0 * ldq, ldq, n, dh);
+        take_rows(x.d, wide, dout + q0 * ldo, ldo, n, dh);
+        for (int64_t i = 0; i < BLOCK; i += 16) {
+            v16 z = i < n ? v16_get(lse + q0 + i, n - i) : v16_zero();
+            /* log2(e) in two parts: lse may be large. */
+            v16 low = v16_mul(z, v16_set(1.92596303e-8f));
+            v16_store(x.lse + i, v16_fma(z, v16_set(1.44269502f), low));
+            v16_store(x.delta + i, v16_zero());
+        }
+        for (int64_t i = 0; i < n; i++) {
+            v16 sum = v16_zero();
+            for (int64_t j = 0; j < wide; j += 16)
+                sum = v16_fma(v16_load(x.d + i * wide + j),
+                              v16_get(out + (q0 + i) * ldo + j, dh - j), sum);
+            x.delta[i] = scale * v16_sum(sum);
+        }
+    }
+}
+
+/* Sums go on from memory, or begin. */
+static void take_sums(float *y, int64_t wide, const float *x, int64_t ldx, int64_t rows, int64_t w,
+                      int begins)
+{
+    if (begins) zero_span(y, round_up(rows, PART_M) * wide);
+    else take_rows(y, wide, x, ldx, rows, w);
+}
+
+/* What queries q_first .. q_end (at most 256) of all heads that share one key/value head, and its keys
+ * k_first .. k_end (at most 256), bring each other: dqkv(T, (H + 2 K) head_dim).  For equal keys the
+ * calls come with rising queries, the first one with the keys' own; for equal queries with rising
+ * keys from 0. */
+static void attention_bwd(float *dqkv, const float *dout, const float *out, const float *qkv,
+                          const float *lse, const cry_attention *c, int64_t kv_head, int64_t q_first,
+                          int64_t q_end, int64_t k_first, int64_t k_end, float *scratch)
+{
+    int64_t dh = c->head_dim, ld = (c->H + 2 * c->K) * dh, ldo = c->H * dh, share = c->H / c->K;
+    int64_t wide = round_up(dh, 16), side = 4 * BLOCK * wide, rows = q_end - q_first;
+    int64_t all_keys = k_end - k_first, key_at = k_first * ld + (c->H + kv_head) * dh;
+    int64_t value_at = key_at + c->K * dh;
+    float *k = scratch, *v = k + side, *dk = v + side, *dv = dk + side, *p = dv + side;
+    float *ds = p + BLOCK * BLOCK, *a = ds + BLOCK * BLOCK, *lses = a + 5 * side;
+    query_side all = {a, a + side, a + 2 * side, a + 3 * side, a + 4 * side, lses, lses + 4 * BLOCK};
+    take_rows(k, wide, qkv + key_at, ld, all_keys, dh);
+    take_rows(v, wide, qkv + value_at, ld, all_keys, dh);
+    take_sums(dk, wide, dqkv + key_at, ld, all_keys, dh, q_first == k_first);
+    take_sums(dv, wide, dqkv + value_at, ld, all_keys, dh, q_first == k_first);
+    for (int64_t h = kv_head * share; h < (kv_head + 1) * share; h++) {
+        int64_t at = q_first * ld + h * dh, at_out = q_first * ldo + h * dh;
+        take_queries(&all, qkv + at, ld, dout + at_out, out + at_out, ldo,
+                     lse + h * c->T + q_first, rows, dh, c->scale);
+        take_sums(all.dq, wide, dqkv + at, ld, rows, dh, k_first == 0);
+        for (int64_t k0 = 0; k0 < all_keys; k0 += BLOCK)
+            for (int64_t q0 = 0; q0 < rows; q0 += BLOCK) {
+                int64_t keys = cry_min(BLOCK, all_keys - k0), queries = cry_min(BLOCK, rows - q0);
+                int64_t ahead = q_first + q0 - k_first - k0;
+                if (ahead < 0) continue;
+                query_side x = query_block(&all, wide, q0);
+                gradient_job w = {p, ds, k + k0 * wide, v + k0 * wide, dh, wide};
+                score_gradient(&w, &x, keys, queries, ahead);
+                by_key(dv + k0 * wide, p, x.d, wide, keys, queries, ahead);
+                by_key(dk + k0 * wide, ds, x.q, wide, keys, queries, ahead);
+                by_query(x.dq, 0, ds, k + k0 * wide, wide, keys, queries, ahead);
+            }
+        put_rows(dqkv + at, ld, all.dq, wide, rows, dh);
+    }
+    put_rows(dqkv + key_at, ld, dk, wide, all_keys, dh);
+    put_rows(dqkv + value_at, ld, dv, wide, all_keys, dh);
 }
 
 #endif

@@ -79,10 +79,16 @@ typedef struct cry_kernels {
                         const float *x, const float *w, const float *rrms, int64_t rows, int64_t D);
     void (*rope)(float *x, const float *cosine, const float *sine, int64_t rows, int64_t stride,
                  int64_t heads, int64_t head_dim, int64_t position, int64_t T, int inverse);
+    /* Queries first .. end, at most 64 max(1, 4 K / H), of the heads that share kv_head: they meet
+     * the keys up to their own positions.  scratch here and below: cry_need_attention. */
     void (*attention)(float *out, float *lse, const float *qkv, const cry_attention *shape,
-                      int64_t head, float *scratch);
+                      int64_t kv_head, int64_t first, int64_t end, float *scratch);
+    /* What queries q_first .. q_end and keys k_first .. k_end give each other; all begin and, but for
+     * the last, end at multiples of 256 and are 256 at most.  For equal keys calls come with rising
+     * queries, first the keys' own; for equal queries with rising keys, first those from 0. */
     void (*attention_bwd)(float *dqkv, const float *dout, const float *out, const float *qkv,
                           const float *lse, const cry_attention *shape, int64_t kv_head,
+                          int64_t q_first, int64_t q_end, int64_t k_first, int64_t k_end,
                           float *scratch);
     void (*attention_cached)(float *out, const float *qkv, float *keys, float *values,
                              const cry_attention *shape, int64_t kv_head, int64_t rows,
