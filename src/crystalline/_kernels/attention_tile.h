@@ -18,11 +18,11 @@
 #include "matmul.h"
 
 #if defined(CRY_ISA_avx512)
-enum { PART_M = 8, PART_V = 2 }; /* 16 of 32 zmm: 10 reads for 16 products */
+enum { PART_M = 8, PART_V = 2, TOGETHER = 4 }; /* 16 of 32 zmm: 10 reads for 16 products */
 #else
-enum { PART_M = 4, PART_V = 1 }; /* 8 of 16 ymm */
+enum { PART_M = 4, PART_V = 1, TOGETHER = 2 }; /* 8 of 16 ymm */
 #endif
-enum { BLOCK = 64, TOGETHER = 4 }; /* so many powers at a time */
+enum { BLOCK = 64 };
 
 typedef v16 cry_part[PART_M][PART_V];
 

@@ -14,6 +14,7 @@ cdef extern from "crystalline/kernels.h" nogil:
         int64_t tile_m, tile_n
         void (*exp)(float *y, const float *x, int64_t n) noexcept nogil
         void (*log)(float *y, const float *x, int64_t n) noexcept nogil
+        void (*exp2)(float *y, const float *x, int64_t n) noexcept nogil
 
     const cry_kernels *cry_kernels_for(const char *isa)
 

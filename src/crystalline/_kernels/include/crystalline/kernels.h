@@ -106,6 +106,7 @@ typedef struct cry_kernels {
     float (*squared_norm)(const float *x, int64_t n);
     void (*exp)(float *y, const float *x, int64_t n);
     void (*log)(float *y, const float *x, int64_t n);
+    void (*exp2)(float *y, const float *x, int64_t n); /* x <= 127; 0 below -126.5 */
 } cry_kernels;
 
 /* The table for `isa` ("portable", "avx2", "avx512"), or for the best one when isa is NULL.  NULL
