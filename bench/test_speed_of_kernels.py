@@ -61,7 +61,8 @@ def test_attention(
     benchmark: Any, team: Team, T: int, H: int, width: int, backward: bool
 ) -> None:
     rows, D = max(R, T), H * width
-    qkv, out, lse = values(rows, 3 * D), np.empty((rows, D), np.float32), np.empty(rows * H, np.float32)
+    qkv, out = values(rows, 3 * D), np.empty((rows, D), np.float32)
+    lse = np.empty(rows * H, np.float32)
     team.attention(out, lse, qkv, T, H, H)
     if backward:
         benchmark(team.attention_bwd, np.empty_like(qkv), out, out, qkv, lse, T, H, H)
@@ -69,7 +70,8 @@ def test_attention(
         benchmark(team.attention, out, lse, qkv, T, H, H)
     # As much arithmetic as a causal half of the products has.
     products = 5 if backward else 2
-    benchmark.extra_info["gflops"] = 1e-9 * products * rows * (T + 1) * D / benchmark.stats["median"]
+    work = 1e-9 * products * rows * (T + 1) * D
+    benchmark.extra_info["gflops"] = work / benchmark.stats["median"]
 
 
 def test_rmsnorm(benchmark: Any, team: Team) -> None:

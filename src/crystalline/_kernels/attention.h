@@ -1,17 +1,19 @@
 /* Causal grouped-query attention without a T x T matrix (Rabe and Staats 2021; Dao et al. 2022).
  *
  *   S = scale q k^T,  P = softmax over the keys up to the query's position,  out = P v
- *   dv = P^T dout;  dP = dout v^T;  D = sum(dout out);  dS = scale P (dP - D);  dq = dS k;  dk = dS^T q
+ *   dv = P^T dout;  dP = dout v^T;  D = sum(dout out);  dS = scale P (dP - D)
+ *   dq = dS k;  dk = dS^T q
  *
- * Powers are of 2: q is multiplied by scale log2(e), once, and lse = ln 2 m + log l comes back to e.
- * Keys come in blocks of 64 from position 0, with a running maximum m and sum l; blocks wholly behind
- * a query are left out.  A block's sum is taken in 16 lanes, key j in lane j mod 16, and the tree.
- * Backward computes P again from lse.  Each product is one chain in the order of its inner index (dk
- * and dv: 256 queries of each head in turn), so no cut and no block of queries changes a bit.
+ * Powers are of 2: q is multiplied by scale log2(e), once, and lse = ln 2 m + log l comes back to
+ * e.  Keys come in blocks of 64 from position 0, with a running maximum m and sum l; blocks wholly
+ * behind a query are left out.  A block's sum is taken in 16 lanes, key j in lane j mod 16, and the
+ * tree.  Backward computes P again from lse.  Each product is one chain in the order of its inner
+ * index (dk and dv: 256 queries of each head in turn), so no cut and no block of queries changes a
+ * bit.  Work space does not grow with T.
  *
- * A key of -infinity weighs nothing; with none but such a row is not a number, and so is a row that
- * sees +infinity or not-a-number.  What is not finite can spread to the 63 positions before it, and
- * no further forward in time.  Work space does not grow with T. */
+ * A score of -infinity weighs nothing; a row that sees no other is not a number, and so is one that
+ * sees +infinity or not-a-number.  What is not finite can spread to the up to 63 earlier positions
+ * of its block of 64, and no further back in time. */
 #ifndef CRY_ATTENTION_H
 #define CRY_ATTENTION_H
 
@@ -22,7 +24,7 @@ enum {
     ATTEND_STATES = 4, /* blocks of queries at a time, or one of each head */
 };
 
-/* The queries of some heads at positions position .. position + rows, that share keys and values. */
+/* Queries of heads that share keys and values, at positions position .. position + rows. */
 typedef struct attend_job {
     float *out, *lse; /* lse may be NULL */
     const float *q, *k, *v;
@@ -32,6 +34,8 @@ typedef struct attend_job {
     float scale;
 } attend_job;
 
+#define LOWEST (-3e38f) /* where a maximum begins */
+
 /* What one block of queries carries from key block to key block. */
 typedef struct attend_state {
     float *qt, *o, *m, *l;
@@ -40,7 +44,8 @@ typedef struct attend_state {
 static attend_state state_at(float *scratch, int64_t wide, int64_t index)
 {
     float *qt = scratch + index * (2 * BLOCK * wide + 2 * BLOCK);
-    return (attend_state){qt, qt + BLOCK * wide, qt + 2 * BLOCK * wide, qt + 2 * BLOCK * wide + BLOCK};
+    float *o = qt + BLOCK * wide, *m = o + BLOCK * wide;
+    return (attend_state){qt, o, m, m + BLOCK};
 }
 
 CRY_INLINE float power_scale(float scale) { return (float)((double)scale * 1.4426950408889634); }
@@ -55,7 +60,7 @@ static int64_t hide_scores(float *s, int64_t keys, int64_t first, int64_t ahead)
     return k;
 }
 
-/* s(keys, 64) = 2^(s - m) for 16 queries; m and l run on, shrink is what was summed before times. */
+/* s(keys, 64) = 2^(s - m) for 16 queries; m and l run on; shrink is for the sums before. */
 static void softmax_block(float *s, float *m, float *l, float *shrink, int64_t n)
 {
     v16 before = v16_load(m), top = before, more = before, sum[16];
@@ -87,7 +92,8 @@ static void softmax_block(float *s, float *m, float *l, float *shrink, int64_t n
 
 /* One block of queries meets one block of keys. */
 static void attend_block(const attend_state *t, const float *k, const float *v, float *s,
-                         int64_t head_dim, int64_t wide, int64_t keys, int64_t queries, int64_t ahead)
+                         int64_t head_dim, int64_t wide, int64_t keys, int64_t queries,
+                         int64_t ahead)
 {
     float shrink[BLOCK];
     scores(s, k, t->qt, head_dim, wide, keys, queries, ahead);
@@ -100,9 +106,10 @@ static void attend_block(const attend_state *t, const float *k, const float *v, 
 static void attend_begin(const attend_state *t, const attend_job *w, const float *q, int64_t rows,
                          int64_t wide)
 {
-    transpose_rows(t->qt, BLOCK, q, w->ldq, rows, w->head_dim, power_scale(w->scale));
+    transpose_rows(t->qt, BLOCK, 0, 0, q, w->ldq, rows, w->head_dim, power_scale(w->scale));
     zero_span(t->o, BLOCK * wide);
-    for (int64_t i = 0; i < BLOCK; i++) t->m[i] = -3e38f, t->l[i] = 0.0f; /* no -infinity: it less itself is not a number */
+    /* m does not begin at -infinity, which less itself is not a number. */
+    for (int64_t i = 0; i < BLOCK; i++) t->m[i] = LOWEST, t->l[i] = 0.0f;
 }
 
 /* lse = ln 2 m + log l */
@@ -121,8 +128,8 @@ static void divide_row(float *out, const float *o, float l, int64_t w)
         v16_put(out + j, v16_mul(v16_get(o + j, w - j), inverse), w - j);
 }
 
-/* All of a job, at most ATTEND_STATES blocks of queries or one for each head.  Scratch: a block of keys,
- * one of values, scores, the states. */
+/* All of a job, at most ATTEND_STATES blocks of queries or one for each head.  Scratch: a block of
+ * keys, one of values, scores, the states. */
 static void attend(const attend_job *w, float *scratch)
 {
     int64_t dh = w->head_dim, wide = round_up(dh, 16), blocks = (w->rows + BLOCK - 1) / BLOCK;
@@ -130,11 +137,12 @@ static void attend(const attend_job *w, float *scratch)
     for (int64_t i = 0; i < w->heads * blocks; i++) {
         int64_t q0 = i % blocks * BLOCK;
         attend_state t = state_at(states, wide, i);
-        attend_begin(&t, w, w->q + q0 * w->ldq + i / blocks * dh, cry_min(BLOCK, w->rows - q0), wide);
+        const float *q = w->q + q0 * w->ldq + i / blocks * dh;
+        attend_begin(&t, w, q, cry_min(BLOCK, w->rows - q0), wide);
     }
     for (int64_t k0 = 0; k0 < w->position + w->rows; k0 += BLOCK) {
         int64_t keys = cry_min(BLOCK, w->position + w->rows - k0);
-        if (w->by_column) transpose_rows(k, wide, w->k + k0, w->ldk, dh, keys, 1.0f);
+        if (w->by_column) transpose_rows(k, wide, 0, 0, w->k + k0, w->ldk, dh, keys, 1.0f);
         else take_rows(k, wide, w->k + k0 * w->ldk, w->ldk, keys, dh);
         take_rows(v, wide, w->v + k0 * w->ldv, w->ldv, keys, dh);
         for (int64_t i = 0; i < w->heads * blocks; i++) {
@@ -154,7 +162,7 @@ static void attend(const attend_job *w, float *scratch)
     }
 }
 
-/* Queries first .. end, as attend has it, of all heads that share one key/value head of one sequence:
+/* Queries first .. end, as attend has it, of the heads that share a key/value head of one sequence:
  * out(T, H head_dim), lse(H, T). */
 static void attention(float *out, float *lse, const float *qkv, const cry_attention *c,
                       int64_t kv_head, int64_t first, int64_t end, float *scratch)
@@ -168,85 +176,9 @@ static void attention(float *out, float *lse, const float *qkv, const cry_attent
     attend(&w, scratch);
 }
 
-/* --- With a cache: keys by column, which suits one query and a vector of keys. */
-
-/* The first n of 16 lanes, the others -infinity; n may be anything. */
-CRY_INLINE v16 v16_masked(const float *p, int64_t n)
-{
-    return n <= 0 ? v16_set(-INFINITY) : v16_get_or(p, n, -INFINITY);
-}
-
-/* softmax_block for one query: s(n) holds the scores of the keys, of which `seen` count. */
-static float softmax_row(float *s, float *m, float *l, int64_t n, int64_t seen)
-{
-    v16 top = v16_set(*m), sum = v16_zero();
-    for (int64_t j = 0; j < n; j += 16) top = v16_max(v16_masked(s + j, seen - j), top);
-    float high = v16_maxall(top), shrink[16];
-    v16_store(shrink, v16_exp2(v16_set(*m - high)));
-    for (int64_t j = 0; j < n; j += 16) {
-        v16 e = v16_exp2(v16_sub(v16_masked(s + j, seen - j), v16_set(high)));
-        v16_store(s + j, e);
-        sum = v16_add(sum, e);
-    }
-    *m = high;
-    *l = *l * shrink[0] + v16_sum(sum);
-    return shrink[0];
-}
-
-/* attend for at most FEW_ROWS rows and keys by column. */
-static void attend_few(const attend_job *w, float *scratch)
-{
-    int64_t dh = w->head_dim, n = w->rows, wide = round_up(dh, 16), end = w->position + n;
-    float m[FEW_ROWS], l[FEW_ROWS], *q = scratch, *o = q + n * wide, *s = o + n * wide;
-    v16 scale = v16_set(power_scale(w->scale));
-    for (int64_t head = 0; head < w->heads; head++) {
-        take_rows(q, wide, w->q + head * dh, w->ldq, n, dh);
-        for (int64_t i = 0; i < n * wide; i += 16) v16_store(q + i, v16_mul(v16_load(q + i), scale));
-        zero_span(o, n * wide);
-        for (int64_t i = 0; i < n; i++) m[i] = -3e38f, l[i] = 0.0f;
-        for (int64_t k0 = 0; k0 < end; k0 += BLOCK) {
-            int64_t keys = cry_min(BLOCK, end - k0);
-            gemm_unpacked(s, BLOCK, 0, q, wide, 1, w->k + k0, w->ldk, n, keys, dh);
-            for (int64_t i = 0; i < n; i++) {
-                int64_t seen = w->position + i + 1 - k0;
-                v16 shrink = v16_set(softmax_row(s + i * BLOCK, m + i, l + i, keys, seen));
-                for (float *a = o + i * wide; a < o + (i + 1) * wide; a += 16)
-                    v16_store(a, v16_mul(v16_load(a), shrink));
-            }
-            gemm_unpacked(o, wide, o, s, BLOCK, 1, w->v + k0 * w->ldv, w->ldv, n, wide, keys);
-        }
-        for (int64_t i = 0; i < n; i++)
-            divide_row(w->out + i * w->ldo + head * dh, o + i * wide, l[i], dh);
-    }
-}
-
-/* New rows go to the cache, then attend to all of it: keys (K, head_dim, capacity), values
- * (K, capacity, head_dim rounded up to 32). */
-static void attention_cached(float *out, const float *qkv, float *keys, float *values,
-                             const cry_attention *c, int64_t kv_head, int64_t rows, int64_t position,
-                             int64_t capacity, float *scratch)
-{
-    int64_t dh = c->head_dim, ld = (c->H + 2 * c->K) * dh, share = c->H / c->K, h = kv_head * share;
-    int64_t wide = round_up(dh, 32);
-    float *kt = keys + kv_head * dh * capacity, *v = values + kv_head * capacity * wide;
-    const float *key = qkv + (c->H + kv_head) * dh, *value = key + c->K * dh;
-    for (int64_t r = 0; r < rows; r++)
-        for (int64_t d = 0; d < dh; d++) {
-            kt[d * capacity + position + r] = key[r * ld + d];
-            v[(position + r) * wide + d] = value[r * ld + d];
-        }
-    int64_t most = BLOCK * cry_max(1, ATTEND_STATES / share);
-    for (int64_t r = 0; r < rows; r += most) {
-        attend_job w = {.out = out + r * c->H * dh + h * dh, .q = qkv + r * ld + h * dh, .k = kt,
-                        .v = v, .ldo = c->H * dh, .ldq = ld, .ldk = capacity, .ldv = wide,
-                        .heads = share, .rows = cry_min(most, rows - r),
-                        .position = position + r, .head_dim = dh, .by_column = 1, .scale = c->scale};
-        if (w.rows > FEW_ROWS) attend(&w, scratch);
-        else attend_few(&w, scratch);
-    }
-}
-
 /* --- Backward. */
+
+enum { GRADIENT_KEYS = 8 * BLOCK, GRADIENT_QUERIES = 4 * BLOCK }; /* of one call; at a time */
 
 /* What 256 queries of one head bring: rows in blocks of 64, q and dout also transposed. */
 typedef struct query_side {
@@ -260,8 +192,8 @@ typedef struct gradient_job {
     int64_t width, wide;
 } gradient_job;
 
-/* p(keys, 64) = P and ds(keys, 64) = dS: keys first .. n, one panel of nv vectors of queries from j on,
- * whose first sees the keys up to `from`. */
+/* p(keys, 64) = P and ds(keys, 64) = dS: keys first .. n, one panel of nv vectors of queries from j
+ * on, whose first sees the keys up to `from`. */
 CRY_INLINE void gradient_panel(const int nv, const gradient_job *w, const query_side *x, int64_t j,
                                int64_t first, int64_t n, int64_t from)
 {
@@ -316,7 +248,7 @@ static query_side query_block(const query_side *x, int64_t wide, int64_t q0)
                         x->dq + q0 * wide, x->lse + q0, x->delta + q0};
 }
 
-/* scale lies in dout's transpose and in D, so that dS has it; delta = scale D, a sum in 16 lanes. */
+/* scale lies in dout's transpose and in D, so that dS has it; delta = scale D, in 16 lanes. */
 static void take_queries(const query_side *all, const float *q, int64_t ldq, const float *dout,
                          const float *out, int64_t ldo, const float *lse, int64_t rows, int64_t dh,
                          float scale)
@@ -325,10 +257,8 @@ static void take_queries(const query_side *all, const float *q, int64_t ldq, con
     for (int64_t q0 = 0; q0 < rows; q0 += BLOCK) {
         query_side x = query_block(all, wide, q0);
         int64_t n = cry_min(BLOCK, rows - q0);
-        transpose_rows(x.qt, BLOCK, q + q0 * ldq, ldq, n, dh, power_scale(scale));
-        transpose_rows(x.dt, BLOCK, dout + q0 * ldo, ldo, n, dh, scale);
-        take_rows(x.q, wide, q + q0 * ldq, ldq, n, dh);
-        take_rows(x.d, wide, dout + q0 * ldo, ldo, n, dh);
+        transpose_rows(x.qt, BLOCK, x.q, wide, q + q0 * ldq, ldq, n, dh, power_scale(scale));
+        transpose_rows(x.dt, BLOCK, x.d, wide, dout + q0 * ldo, ldo, n, dh, scale);
         for (int64_t i = 0; i < BLOCK; i += 16) {
             v16 z = i < n ? v16_get(lse + q0 + i, n - i) : v16_zero();
             /* log2(e) in two parts: lse may be large. */
@@ -354,46 +284,64 @@ static void take_sums(float *y, int64_t wide, const float *x, int64_t ldx, int64
     else take_rows(y, wide, x, ldx, rows, w);
 }
 
-/* What queries q_first .. q_end (at most 256) of all heads that share one key/value head, and its keys
- * k_first .. k_end (at most 256), bring each other: dqkv(T, (H + 2 K) head_dim).  For equal keys the
- * calls come with rising queries, the first one with the keys' own; for equal queries with rising
- * keys from 0. */
+/* Where the keys of a call stand, in scratch: rows of k, v, dk and dv. */
+typedef struct key_side {
+    float *k, *v, *dk, *dv;
+} key_side;
+
+/* Rows of queries, the first one `ahead_of_first` positions after the first key, and all keys that
+ * they see; two blocks of scores. */
+static void meet(const query_side *all, const key_side *y, float *two, int64_t dh, int64_t rows,
+                 int64_t all_keys, int64_t ahead_of_first)
+{
+    int64_t wide = round_up(dh, 16);
+    float *p = two, *ds = two + BLOCK * BLOCK;
+    for (int64_t k0 = 0; k0 < cry_min(all_keys, ahead_of_first + rows); k0 += BLOCK)
+        for (int64_t q0 = 0; q0 < rows; q0 += BLOCK) {
+            int64_t keys = cry_min(BLOCK, all_keys - k0), queries = cry_min(BLOCK, rows - q0);
+            int64_t ahead = ahead_of_first + q0 - k0, at = k0 * wide;
+            if (ahead < 0) continue;
+            query_side x = query_block(all, wide, q0);
+            gradient_job w = {p, ds, y->k + at, y->v + at, dh, wide};
+            score_gradient(&w, &x, keys, queries, ahead);
+            by_key(y->dv + at, p, x.d, wide, keys, queries, ahead);
+            by_key(y->dk + at, ds, x.q, wide, keys, queries, ahead);
+            by_query(x.dq, 0, ds, y->k + at, wide, keys, queries, ahead);
+        }
+}
+
+/* What queries q_first .. q_end of all heads that share one key/value head, and its keys k_first ..
+ * k_end (at most 512), give each other: dqkv(T, (H + 2 K) head_dim).  For equal keys the calls come
+ * with rising queries, first the keys' own; for equal queries with rising keys from 0. */
 static void attention_bwd(float *dqkv, const float *dout, const float *out, const float *qkv,
-                          const float *lse, const cry_attention *c, int64_t kv_head, int64_t q_first,
-                          int64_t q_end, int64_t k_first, int64_t k_end, float *scratch)
+                          const float *lse, const cry_attention *c, int64_t kv_head,
+                          int64_t q_first, int64_t q_end, int64_t k_first, int64_t k_end,
+                          float *scratch)
 {
     int64_t dh = c->head_dim, ld = (c->H + 2 * c->K) * dh, ldo = c->H * dh, share = c->H / c->K;
-    int64_t wide = round_up(dh, 16), side = 4 * BLOCK * wide, rows = q_end - q_first;
-    int64_t all_keys = k_end - k_first, key_at = k_first * ld + (c->H + kv_head) * dh;
+    int64_t wide = round_up(dh, 16), side = GRADIENT_KEYS * wide, block = GRADIENT_QUERIES * wide;
+    int64_t keys = k_end - k_first, key_at = k_first * ld + (c->H + kv_head) * dh;
     int64_t value_at = key_at + c->K * dh;
-    float *k = scratch, *v = k + side, *dk = v + side, *dv = dk + side, *p = dv + side;
-    float *ds = p + BLOCK * BLOCK, *a = ds + BLOCK * BLOCK, *lses = a + 5 * side;
-    query_side all = {a, a + side, a + 2 * side, a + 3 * side, a + 4 * side, lses, lses + 4 * BLOCK};
-    take_rows(k, wide, qkv + key_at, ld, all_keys, dh);
-    take_rows(v, wide, qkv + value_at, ld, all_keys, dh);
-    take_sums(dk, wide, dqkv + key_at, ld, all_keys, dh, q_first == k_first);
-    take_sums(dv, wide, dqkv + value_at, ld, all_keys, dh, q_first == k_first);
-    for (int64_t h = kv_head * share; h < (kv_head + 1) * share; h++) {
-        int64_t at = q_first * ld + h * dh, at_out = q_first * ldo + h * dh;
-        take_queries(&all, qkv + at, ld, dout + at_out, out + at_out, ldo,
-                     lse + h * c->T + q_first, rows, dh, c->scale);
-        take_sums(all.dq, wide, dqkv + at, ld, rows, dh, k_first == 0);
-        for (int64_t k0 = 0; k0 < all_keys; k0 += BLOCK)
-            for (int64_t q0 = 0; q0 < rows; q0 += BLOCK) {
-                int64_t keys = cry_min(BLOCK, all_keys - k0), queries = cry_min(BLOCK, rows - q0);
-                int64_t ahead = q_first + q0 - k_first - k0;
-                if (ahead < 0) continue;
-                query_side x = query_block(&all, wide, q0);
-                gradient_job w = {p, ds, k + k0 * wide, v + k0 * wide, dh, wide};
-                score_gradient(&w, &x, keys, queries, ahead);
-                by_key(dv + k0 * wide, p, x.d, wide, keys, queries, ahead);
-                by_key(dk + k0 * wide, ds, x.q, wide, keys, queries, ahead);
-                by_query(x.dq, 0, ds, k + k0 * wide, wide, keys, queries, ahead);
-            }
-        put_rows(dqkv + at, ld, all.dq, wide, rows, dh);
-    }
-    put_rows(dqkv + key_at, ld, dk, wide, all_keys, dh);
-    put_rows(dqkv + value_at, ld, dv, wide, all_keys, dh);
+    float *a = scratch + 4 * side, *lses = a + 5 * block, *two = lses + 2 * GRADIENT_QUERIES;
+    key_side y = {scratch, scratch + side, scratch + 2 * side, scratch + 3 * side};
+    query_side x = {a, a + block, a + 2 * block, a + 3 * block, a + 4 * block, lses,
+                    lses + GRADIENT_QUERIES};
+    take_rows(y.k, wide, qkv + key_at, ld, keys, dh);
+    take_rows(y.v, wide, qkv + value_at, ld, keys, dh);
+    take_sums(y.dk, wide, dqkv + key_at, ld, keys, dh, q_first == k_first);
+    take_sums(y.dv, wide, dqkv + value_at, ld, keys, dh, q_first == k_first);
+    for (int64_t q0 = q_first; q0 < q_end; q0 += GRADIENT_QUERIES)
+        for (int64_t h = kv_head * share; h < (kv_head + 1) * share; h++) {
+            int64_t rows = cry_min(GRADIENT_QUERIES, q_end - q0);
+            int64_t at = q0 * ld + h * dh, at_out = q0 * ldo + h * dh;
+            take_queries(&x, qkv + at, ld, dout + at_out, out + at_out, ldo, lse + h * c->T + q0,
+                         rows, dh, c->scale);
+            take_sums(x.dq, wide, dqkv + at, ld, rows, dh, k_first == 0);
+            meet(&x, &y, two, dh, rows, keys, q0 - k_first);
+            put_rows(dqkv + at, ld, x.dq, wide, rows, dh);
+        }
+    put_rows(dqkv + key_at, ld, y.dk, wide, keys, dh);
+    put_rows(dqkv + value_at, ld, y.dv, wide, keys, dh);
 }
 
 #endif

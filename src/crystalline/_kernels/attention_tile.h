@@ -1,16 +1,17 @@
 /* The block products of attention, and what moves rows into blocks and back.
  *
- * A block is 64 keys by 64 queries, a row a key: s(key, query).  So a vector holds 16 queries, whose
- * maximum, sum and shift need no crossing of lanes, and every product reads one operand by single
- * numbers and the other by vectors as they lie:
+ * A block is 64 keys by 64 queries, a row a key: s(key, query).  So a vector holds 16 queries,
+ * whose maximum, sum and shift need no crossing of lanes, and every product reads one operand by
+ * single numbers and the other by vectors as they lie:
  *
  *   s = k q^T     numbers of k(64, wide),  vectors of q^T(width, 64)
  *   o += s^T v    numbers of s,            vectors of v(64, wide);   dq += ds^T k is the same
  *   dv += s d     numbers of s,            vectors of d(64, wide);   dk += ds q is the same
  *
- * wide is the width of a head rounded up to 16, the rest zero.  `ahead` is the position of the block's
- * first query less that of its first key: query j sees the keys up to j + ahead.  What lies behind
- * is not computed, but for the corners of tiles. */
+ * wide is the width of a head rounded up to 16, the rest zero.  `ahead` is the position of the
+ * block's first query less that of its first key: query j sees the keys up to j + ahead.  What lies
+ * behind is not computed, but for the corners of tiles.  For operands in another format part_run
+ * and what fills the blocks are what changes. */
 #ifndef CRY_ATTENTION_TILE_H
 #define CRY_ATTENTION_TILE_H
 
@@ -71,7 +72,7 @@ CRY_INLINE int64_t keys_seen(int64_t n, int64_t end, int64_t ahead)
     return cry_max(0, cry_min(n, end + ahead));
 }
 
-/* s(keys, 64) = k(keys, wide) qt(width, 64): keys first .. n, one panel of nv vectors of queries. */
+/* s(keys, 64) = k(keys, wide) qt(width, 64): keys first .. n, a panel of nv vectors of queries. */
 CRY_INLINE void scores_panel(const int nv, float *s, const float *k, const float *qt, int64_t width,
                              int64_t wide, int64_t first, int64_t n)
 {
@@ -98,7 +99,7 @@ static void scores(float *s, const float *k, const float *qt, int64_t width, int
     }
 }
 
-/* o(queries, wide) = shrink(queries) o + s^T v, one panel of nv vectors; without shrink o + s^T v. */
+/* o(queries, wide) = shrink(queries) o + s^T v, a panel of nv vectors; without shrink o + s^T v. */
 CRY_INLINE void by_query_panel(const int nv, float *o, const float *shrink, const float *s,
                                const float *v, int64_t wide, int64_t keys, int64_t queries,
                                int64_t ahead)
@@ -149,17 +150,20 @@ static void by_key(float *o, const float *s, const float *d, int64_t wide, int64
 
 /* --- Rows into blocks and back. */
 
-/* t(w, ldt) = factor x(rows, w)^T, zero from column `rows` to the next multiple of 16. */
-static void transpose_rows(float *t, int64_t ldt, const float *x, int64_t ldx, int64_t rows,
-                           int64_t w, float factor)
+/* t(w, ldt) = factor x(rows, w)^T, zero from column `rows` to the next multiple of 16.  With y also
+ * y(rows, ldy) = x, zero beside and below likewise. */
+CRY_INLINE void transpose_rows(float *t, int64_t ldt, float *y, int64_t ldy, const float *x,
+                               int64_t ldx, int64_t rows, int64_t w, float factor)
 {
     v16 times = v16_set(factor);
     for (int64_t r = 0; r < rows; r += 16)
         for (int64_t j = 0; j < w; j += 16) {
             v16 a[16];
-            UNROLL for (int i = 0; i < 16; i++)
-                a[i] = r + i < rows ? v16_mul(v16_get(x + (r + i) * ldx + j, w - j), times)
-                                    : v16_zero();
+            UNROLL for (int i = 0; i < 16; i++) {
+                a[i] = r + i < rows ? v16_get(x + (r + i) * ldx + j, w - j) : v16_zero();
+                if (y) v16_store(y + (r + i) * ldy + j, a[i]);
+                a[i] = v16_mul(a[i], times);
+            }
             v16_transpose(a);
             if (w - j >= 16) {
                 UNROLL for (int i = 0; i < 16; i++) v16_store(t + (j + i) * ldt + r, a[i]);

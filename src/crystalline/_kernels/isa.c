@@ -15,6 +15,7 @@
 #include "mathfun.h"
 #include "matmul.h"
 #include "attention.h"
+#include "attention_cache.h"
 #include "norm.h"
 #include "rope.h"
 #include "swiglu.h"

@@ -4,9 +4,9 @@
  * and the last but one, and so on, which makes tasks equal although late queries see more keys.
  *
  * Backward, chunk j of keys and chunk i >= j of queries give each other their parts; dk and dv want i
- * rising, dq wants j rising.  A task is all pairs of one head, or, where that would be too few tasks,
- * one pair: the pairs of equal i + j have no output in common, so they make a region of their own, and
- * the regions come with rising i + j.  Both give the same bits. */
+ * rising, dq wants j rising.  A task is a whole head, or, where that would be too few tasks, one
+ * pair of chunks: the pairs of equal i + j have no output in common, so they make a region of their
+ * own, and the regions come with rising i + j.  Both give the same bits. */
 #include "tasks.h"
 
 #include <string.h>
@@ -27,15 +27,15 @@ static int shape_ok(const cry_attention *c)
     return c->T > 0 && c->K > 0 && c->H > 0 && c->H % c->K == 0 && c->head_dim > 0;
 }
 
-enum { BLOCK = 64, CHUNK = 4 * BLOCK, TASKS_PER_THREAD = 4 };
+enum { BLOCK = 64, CHUNK = 256, STATES = 4, MOST_KEYS = 512, TASKS_PER_THREAD = 4 };
 
 /* Scratch of one thread: see attend and attention_bwd in attention.h.  It does not grow with T. */
 int64_t cry_need_attention(const cry_attention *c, int backward)
 {
     int64_t block = BLOCK * 16 * cry_ceil(c->head_dim, 16), scores = BLOCK * BLOCK;
-    int64_t share = c->H / c->K, states = share > 4 ? share : 4;
+    int64_t share = c->H / c->K, states = share > STATES ? share : STATES;
     if (!backward) return 2 * block + scores + states * (2 * block + 2 * BLOCK);
-    return 9 * 4 * block + 2 * scores + 2 * CHUNK;
+    return (4 * MOST_KEYS + 5 * CHUNK) / BLOCK * block + 2 * CHUNK + 2 * scores;
 }
 
 static int lengths_ok(const int64_t *lengths, int64_t B, int64_t T)
@@ -60,7 +60,8 @@ static void clear(float *x, int64_t ld, int64_t at, int64_t width, int64_t first
 }
 
 /* Queries of one chunk; those beyond the length become zero. */
-static void forward_chunk(const attention_job *w, int64_t b, int64_t head, int64_t chunk, int thread)
+static void forward_chunk(const attention_job *w, int64_t b, int64_t head, int64_t chunk,
+                          int thread)
 {
     int64_t T = w->shape->T;
     cry_attention c = shape_of(w, b);
@@ -89,9 +90,10 @@ cry_status cry_attention_fwd(const cry_team *team, float *out, float *lse, const
 {
     if (B < 0 || !shape_ok(shape) || !lengths_ok(lengths, B, shape->T)) return CRY_BAD_SHAPE;
     if (team->scratch_len < cry_need_attention(shape, 0)) return CRY_NO_SCRATCH;
-    int64_t heads = B * shape->K, share = shape->H / shape->K, chunk = CHUNK;
-    while (chunk > BLOCK && (chunk * share > CHUNK || heads * cry_ceil(shape->T, 2 * chunk) <
-                                                          TASKS_PER_THREAD * team->threads))
+    int64_t heads = B * shape->K, share = shape->H / shape->K, chunk = STATES * BLOCK;
+    int64_t enough = TASKS_PER_THREAD * team->threads;
+    while (chunk > BLOCK && (chunk * share > STATES * BLOCK ||
+                             heads * cry_ceil(shape->T, 2 * chunk) < enough))
         chunk /= 2;
     attention_job job = {.team = team, .shape = shape, .lengths = lengths, .out = out, .lse = lse,
                          .qkv = qkv, .chunk = chunk};
@@ -99,42 +101,43 @@ cry_status cry_attention_fwd(const cry_team *team, float *out, float *lse, const
     return CRY_OK;
 }
 
-/* Chunk i of queries and chunk j of keys.  The first pair of each also clears what is padding. */
-static void backward_pair(const attention_job *w, int64_t b, int64_t head, int64_t i, int64_t j,
-                          int thread)
+/* Queries q .. q_end and keys k .. k_end.  Who has the first keys, or the keys' own queries, also
+ * clears what is padding among them. */
+static void backward_part(const attention_job *w, int64_t b, int64_t head, int64_t q, int64_t q_end,
+                          int64_t k, int64_t k_end, int thread)
 {
     int64_t T = w->shape->T;
     cry_attention c = shape_of(w, b);
     int64_t ld = (c.H + 2 * c.K) * c.head_dim, ldo = c.H * c.head_dim, group = ldo / c.K;
-    int64_t q = i * CHUNK, k = j * CHUNK, q_end = cry_smaller(T, q + CHUNK);
-    int64_t q_seen = cry_smaller(q_end, c.T), k_seen = cry_smaller(k + CHUNK, c.T);
+    int64_t q_seen = cry_smaller(q_end, c.T), k_seen = cry_smaller(k_end, c.T);
     float *dqkv = w->dqkv + b * T * ld;
     if (q < q_seen)
         w->team->kernels->attention_bwd(dqkv, w->dout + b * T * ldo, w->given_out + b * T * ldo,
-                                        w->qkv + b * T * ld, w->given_lse + b * c.H * T, &c, head, q,
-                                        q_seen, k, k_seen,
+                                        w->qkv + b * T * ld, w->given_lse + b * c.H * T, &c, head,
+                                        q, q_seen, k, k_seen,
                                         w->team->scratch + thread * w->team->scratch_len);
-    int64_t padding = q < q_seen ? q_seen : q;
-    if (j == 0) clear(dqkv, ld, head * group, group, padding, q_end);
-    if (j != i) return;
-    clear(dqkv, ld, (c.H + head) * c.head_dim, c.head_dim, padding, q_end);
-    clear(dqkv, ld, (c.H + c.K + head) * c.head_dim, c.head_dim, padding, q_end);
+    if (k == 0) clear(dqkv, ld, head * group, group, q < q_seen ? q_seen : q, q_end);
+    if (k != q) return;
+    clear(dqkv, ld, (c.H + head) * c.head_dim, c.head_dim, k < k_seen ? k_seen : k, k_end);
+    clear(dqkv, ld, (c.H + c.K + head) * c.head_dim, c.head_dim, k < k_seen ? k_seen : k, k_end);
 }
 
 static void backward_head_task(void *context, int64_t task, int thread)
 {
     const attention_job *w = context;
-    int64_t heads = w->shape->K, chunks = cry_ceil(w->shape->T, CHUNK);
-    for (int64_t j = 0; j < chunks; j++)
-        for (int64_t i = j; i < chunks; i++)
-            backward_pair(w, task / heads, task % heads, i, j, thread);
+    int64_t heads = w->shape->K, T = w->shape->T;
+    for (int64_t k = 0; k < T; k += MOST_KEYS)
+        backward_part(w, task / heads, task % heads, k, T, k, cry_smaller(T, k + MOST_KEYS),
+                      thread);
 }
 
 static void backward_pair_task(void *context, int64_t task, int thread)
 {
     const attention_job *w = context;
     int64_t heads = w->shape->K, all = heads * w->sequences, j = w->first_j + task / all;
-    backward_pair(w, task % all / heads, task % heads, w->i_and_j - j, j, thread);
+    int64_t q = (w->i_and_j - j) * CHUNK, k = j * CHUNK, T = w->shape->T;
+    backward_part(w, task % all / heads, task % heads, q, cry_smaller(T, q + CHUNK), k,
+                  cry_smaller(T, k + CHUNK), thread);
 }
 
 cry_status cry_attention_bwd(const cry_team *team, float *dqkv, const float *dout, const float *out,

@@ -68,10 +68,11 @@ CRY_INLINE v16 v16_mantissa(v16 a)
     return _mm512_castsi512_ps(_mm512_or_si512(m, _mm512_set1_epi32(0x3f800000)));
 }
 
-/* One half and one quarter of the lanes, for the trees below. */
-CRY_INLINE __m256 cry_upper(v16 a) { return _mm512_castps512_ps256(_mm512_shuffle_f32x4(a, a, 0x4e)); }
-CRY_INLINE __m256 cry_half_sum(v16 a) { return _mm256_add_ps(_mm512_castps512_ps256(a), cry_upper(a)); }
-CRY_INLINE __m256 cry_half_max(v16 a) { return _mm256_max_ps(_mm512_castps512_ps256(a), cry_upper(a)); }
+/* The first step of the trees below: 16 lanes to 8. */
+CRY_INLINE __m256 cry_lower(v16 a) { return _mm512_castps512_ps256(a); }
+CRY_INLINE __m256 cry_upper(v16 a) { return cry_lower(_mm512_shuffle_f32x4(a, a, 0x4e)); }
+CRY_INLINE __m256 cry_half_sum(v16 a) { return _mm256_add_ps(cry_lower(a), cry_upper(a)); }
+CRY_INLINE __m256 cry_half_max(v16 a) { return _mm256_max_ps(cry_lower(a), cry_upper(a)); }
 /* The 16 x 16 block in r becomes its transpose. */
 CRY_INLINE void v16_transpose(v16 r[16])
 {
@@ -148,7 +149,10 @@ CRY_INLINE __m256 cry_from_low_bits(__m256 a)
 {
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(a), 23));
 }
-CRY_INLINE v16 v16_from_low_bits(v16 x) { return v16_of(cry_from_low_bits(x.a), cry_from_low_bits(x.b)); }
+CRY_INLINE v16 v16_from_low_bits(v16 x)
+{
+    return v16_of(cry_from_low_bits(x.a), cry_from_low_bits(x.b));
+}
 CRY_INLINE v16 v16_if_lt(v16 a, v16 b, v16 x, v16 y)
 {
     return v16_of(_mm256_blendv_ps(y.a, x.a, _mm256_cmp_ps(a.a, b.a, _CMP_LT_OQ)),

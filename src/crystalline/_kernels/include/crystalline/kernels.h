@@ -83,8 +83,8 @@ typedef struct cry_kernels {
      * the keys up to their own positions.  scratch here and below: cry_need_attention. */
     void (*attention)(float *out, float *lse, const float *qkv, const cry_attention *shape,
                       int64_t kv_head, int64_t first, int64_t end, float *scratch);
-    /* What queries q_first .. q_end and keys k_first .. k_end give each other; all begin and, but for
-     * the last, end at multiples of 256 and are 256 at most.  For equal keys calls come with rising
+    /* What queries q_first .. q_end and keys k_first .. k_end, at most 512, give each other; all
+     * begin and, but for the last, end at multiples of 256.  For equal keys calls come with rising
      * queries, first the keys' own; for equal queries with rising keys, first those from 0. */
     void (*attention_bwd)(float *dqkv, const float *dout, const float *out, const float *qkv,
                           const float *lse, const cry_attention *shape, int64_t kv_head,
