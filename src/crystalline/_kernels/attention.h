@@ -32,6 +32,7 @@ typedef struct attend_job {
     int64_t heads, rows, position, head_dim;
     int by_column; /* k(head_dim, ldk) has a key a column, otherwise a row */
     float scale;
+    cry_upcoming *next;
 } attend_job;
 
 #define LOWEST (-3e38f) /* where a maximum begins */
@@ -93,12 +94,14 @@ static void softmax_block(float *s, float *m, float *l, float *shrink, int64_t n
 /* One block of queries meets one block of keys. */
 static void attend_block(const attend_state *t, const float *k, const float *v, float *s,
                          int64_t head_dim, int64_t wide, int64_t keys, int64_t queries,
-                         int64_t ahead)
+                         int64_t ahead, cry_upcoming *next)
 {
     float shrink[BLOCK];
     scores(s, k, t->qt, head_dim, wide, keys, queries, ahead);
-    for (int64_t j = 0; j < queries; j += 16)
+    for (int64_t j = 0; j < queries; j += 16) {
         softmax_block(s + j, t->m + j, t->l + j, shrink + j, hide_scores(s + j, keys, j, ahead));
+        upcoming_fetch(next, 8);
+    }
     by_query(t->o, shrink, s, v, wide, keys, queries, ahead);
 }
 
@@ -150,7 +153,7 @@ static void attend(const attend_job *w, float *scratch)
             int64_t ahead = w->position + q0 - k0;
             attend_state t = state_at(states, wide, i);
             if (keys_seen(keys, queries, ahead) > 0)
-                attend_block(&t, k, v, s, dh, wide, keys, queries, ahead);
+                attend_block(&t, k, v, s, dh, wide, keys, queries, ahead, w->next);
         }
     }
     for (int64_t i = 0; i < w->heads * blocks; i++) {
@@ -173,6 +176,12 @@ static void attention(float *out, float *lse, const float *qkv, const cry_attent
                     .v = qkv + (c->H + c->K + kv_head) * dh, .ldo = c->H * dh, .lds = c->T,
                     .ldq = ld, .ldk = ld, .ldv = ld, .heads = share, .rows = end - first,
                     .position = first, .head_dim = dh, .scale = c->scale};
+    cry_upcoming next = {.rows = kv_head + 1 < c->K && first == 0 ? end : 0, .width = share * dh};
+    upcoming_add(&next, w.q + share * dh, ld);
+    upcoming_add(&next, w.out + share * dh, w.ldo);
+    upcoming_add(&next, w.k + dh, ld);
+    upcoming_add(&next, w.v + dh, ld);
+    w.next = &next;
     attend(&w, scratch);
 }
 
@@ -190,6 +199,7 @@ typedef struct gradient_job {
     float *p, *ds;
     const float *k, *v;
     int64_t width, wide;
+    cry_upcoming *next;
 } gradient_job;
 
 /* p(keys, 64) = P and ds(keys, 64) = dS: keys first .. n, one panel of nv vectors of queries from j
@@ -217,6 +227,7 @@ CRY_INLINE void gradient_panel(const int nv, const gradient_job *w, const query_
                     float *at = p + r * BLOCK + 16 * h;
                     v16_store(at, v16_seen(v16_load(at), i + r - from - 16 * h, 0.0f));
                 }
+        upcoming_fetch(w->next, 2);
         part_zero(acc, nv);
         part_run(acc, nv, w->width, w->v + i * w->wide, w->wide, 1, x->dt + j, BLOCK);
         UNROLL for (int r = 0; r < PART_M; r++)
@@ -292,7 +303,7 @@ typedef struct key_side {
 /* Rows of queries, the first one `ahead_of_first` positions after the first key, and all keys that
  * they see; two blocks of scores. */
 static void meet(const query_side *all, const key_side *y, float *two, int64_t dh, int64_t rows,
-                 int64_t all_keys, int64_t ahead_of_first)
+                 int64_t all_keys, int64_t ahead_of_first, cry_upcoming *next)
 {
     int64_t wide = round_up(dh, 16);
     float *p = two, *ds = two + BLOCK * BLOCK;
@@ -302,7 +313,7 @@ static void meet(const query_side *all, const key_side *y, float *two, int64_t d
             int64_t ahead = ahead_of_first + q0 - k0, at = k0 * wide;
             if (ahead < 0) continue;
             query_side x = query_block(all, wide, q0);
-            gradient_job w = {p, ds, y->k + at, y->v + at, dh, wide};
+            gradient_job w = {p, ds, y->k + at, y->v + at, dh, wide, next};
             score_gradient(&w, &x, keys, queries, ahead);
             by_key(y->dv + at, p, x.d, wide, keys, queries, ahead);
             by_key(y->dk + at, ds, x.q, wide, keys, queries, ahead);
@@ -326,6 +337,15 @@ static void attention_bwd(float *dqkv, const float *dout, const float *out, cons
     key_side y = {scratch, scratch + side, scratch + 2 * side, scratch + 3 * side};
     query_side x = {a, a + block, a + 2 * block, a + 3 * block, a + 4 * block, lses,
                     lses + GRADIENT_QUERIES};
+    cry_upcoming next = {.rows = kv_head + 1 < c->K && k_end == c->T && k_first == 0 ? c->T : 0,
+                         .width = share * dh};
+    for (int64_t i = 0; i < 3; i++) { /* of the next head: q, k, v and their gradients */
+        int64_t at = i == 0 ? (kv_head + 1) * share * dh : key_at + dh + (i - 1) * c->K * dh;
+        upcoming_add(&next, qkv + at, ld);
+        upcoming_add(&next, dqkv + at, ld);
+    }
+    upcoming_add(&next, dout + (kv_head + 1) * share * dh, ldo);
+    upcoming_add(&next, out + (kv_head + 1) * share * dh, ldo);
     take_rows(y.k, wide, qkv + key_at, ld, keys, dh);
     take_rows(y.v, wide, qkv + value_at, ld, keys, dh);
     take_sums(y.dk, wide, dqkv + key_at, ld, keys, dh, q_first == k_first);
@@ -337,7 +357,7 @@ static void attention_bwd(float *dqkv, const float *dout, const float *out, cons
             take_queries(&x, qkv + at, ld, dout + at_out, out + at_out, ldo, lse + h * c->T + q0,
                          rows, dh, c->scale);
             take_sums(x.dq, wide, dqkv + at, ld, rows, dh, k_first == 0);
-            meet(&x, &y, two, dh, rows, keys, q0 - k_first);
+            meet(&x, &y, two, dh, rows, keys, q0 - k_first, &next);
             put_rows(dqkv + at, ld, x.dq, wide, rows, dh);
         }
     put_rows(dqkv + key_at, ld, y.dk, wide, keys, dh);

@@ -73,11 +73,12 @@ static void attention_cached(float *out, const float *qkv, float *keys, float *v
         }
     int64_t most = BLOCK * cry_max(1, ATTEND_STATES / share);
     for (int64_t r = 0; r < rows; r += most) {
+        cry_upcoming nothing = {.rows = 0};
         attend_job w = {.out = out + r * c->H * dh + h * dh, .q = qkv + r * ld + h * dh, .k = kt,
                         .v = v, .ldo = c->H * dh, .ldq = ld, .ldk = capacity, .ldv = wide,
                         .heads = share, .rows = cry_min(most, rows - r),
                         .position = position + r, .head_dim = dh, .by_column = 1,
-                        .scale = c->scale};
+                        .scale = c->scale, .next = &nothing};
         if (w.rows > FEW_ROWS) attend(&w, scratch);
         else attend_few(&w, scratch);
     }

@@ -150,6 +150,27 @@ static void by_key(float *o, const float *s, const float *d, int64_t wide, int64
 
 /* --- Rows into blocks and back. */
 
+/* Rows that will be wanted next, fetched into the cache a few at a time while others are at work: a
+ * head's rows lie far apart, where no processor expects them.  Nothing depends on it but time. */
+typedef struct cry_upcoming {
+    const float *at[8];
+    int64_t step[8];
+    int64_t arrays, rows, width;
+} cry_upcoming;
+
+CRY_INLINE void upcoming_add(cry_upcoming *u, const float *x, int64_t step)
+{
+    u->at[u->arrays] = x;
+    u->step[u->arrays++] = step;
+}
+
+CRY_INLINE void upcoming_fetch(cry_upcoming *u, int64_t rows)
+{
+    for (; u->rows > 0 && rows > 0; rows--, u->rows--)
+        for (int64_t i = 0; i < u->arrays; i++, u->at[i - 1] += u->step[i - 1])
+            for (int64_t j = 0; j < u->width; j += 16) __builtin_prefetch(u->at[i] + j, 0, 2);
+}
+
 /* t(w, ldt) = factor x(rows, w)^T, zero from column `rows` to the next multiple of 16.  With y also
  * y(rows, ldy) = x, zero beside and below likewise. */
 CRY_INLINE void transpose_rows(float *t, int64_t ldt, float *y, int64_t ldy, const float *x,
