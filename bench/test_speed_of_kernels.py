@@ -70,15 +70,24 @@ def test_head(benchmark: Any, team: Team, gradient: bool) -> None:
     )
 
 
-@pytest.mark.parametrize("T", [256, 1024])
+@pytest.mark.parametrize(("H", "width"), [(8, 32), (12, 64)])
+@pytest.mark.parametrize("T", [256, 1024, 4096])
 @pytest.mark.parametrize("backward", [False, True])
-def test_attention(benchmark: Any, team: Team, T: int, backward: bool) -> None:
-    qkv, out, lse = values(R, 3 * D), np.empty((R, D), np.float32), np.empty(R * 8, np.float32)
-    team.attention(out, lse, qkv, T, 8, 8)
+def test_attention(
+    benchmark: Any, team: Team, T: int, H: int, width: int, backward: bool
+) -> None:
+    rows, D = max(R, T), H * width
+    qkv, out = values(rows, 3 * D), np.empty((rows, D), np.float32)
+    lse = np.empty(rows * H, np.float32)
+    team.attention(out, lse, qkv, T, H, H)
     if backward:
-        benchmark(team.attention_bwd, np.empty_like(qkv), out, out, qkv, lse, T, 8, 8)
+        benchmark(team.attention_bwd, np.empty_like(qkv), out, out, qkv, lse, T, H, H)
     else:
-        benchmark(team.attention, out, lse, qkv, T, 8, 8)
+        benchmark(team.attention, out, lse, qkv, T, H, H)
+    # As much arithmetic as a causal half of the products has.
+    products = 5 if backward else 2
+    work = 1e-9 * products * rows * (T + 1) * D
+    benchmark.extra_info["gflops"] = work / benchmark.stats["median"]
 
 
 def test_attention_cached(benchmark: Any, team: Team) -> None:

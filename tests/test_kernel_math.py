@@ -1,4 +1,4 @@
-"""exp and log against mpmath: within two units in the last place, and the special values."""
+"""exp, log and exp2 against mpmath: within two units in the last place, and the special values."""
 
 from __future__ import annotations
 
@@ -63,6 +63,26 @@ def test_exp_is_within_two_ulp(team: Team) -> None:
     assert worst <= 2, f"{worst:.2f} ulp at {at!r}"
 
 
+def exp2_arguments() -> Array:
+    """Of normal results: all whole numbers, all halves, where the reduced argument is largest."""
+    rng = np.random.default_rng(2)
+    small = rng.choice([-1, 1], 400) * 10.0 ** rng.uniform(-12, 0, 400)
+    return np.concatenate(
+        [rng.uniform(-126, 127, 1500), small, np.arange(-126, 127.5, 0.5)]
+    ).astype(np.float32)
+
+
+def test_exp2_is_within_two_ulp(team: Team) -> None:
+    x = exp2_arguments()
+    with mpmath.workdps(40):
+        true = [mpmath.mpf(2) ** mpmath.mpf(float(a)) for a in x]
+        errors = [
+            abs(float(float(g) - t)) / np.spacing(np.float32(t))
+            for g, t in zip(run(team, "exp2", x), true, strict=True)
+        ]
+    assert max(errors) <= 2, f"{max(errors):.2f} ulp at {x[int(np.argmax(errors))]!r}"
+
+
 def test_log_is_within_two_ulp(team: Team) -> None:
     x = log_arguments()
     worst, at = worst_ulp(run(team, "log", x), x, "log")
@@ -76,6 +96,8 @@ def test_log_is_within_two_ulp(team: Team) -> None:
         ("exp", -INF, 0.0), ("exp", -LARGEST, 0.0), ("exp", -104.0, 0.0), ("exp", INF, INF),
         ("exp", LARGEST, INF), ("exp", 88.73, INF), ("exp", 89.0, INF), ("exp", NAN, NAN),
         ("log", 1.0, 0.0), ("log", INF, INF), ("log", NAN, NAN),
+        ("exp2", 0.0, 1.0), ("exp2", -0.0, 1.0), ("exp2", -1e-40, 1.0), ("exp2", -INF, 0.0),
+        ("exp2", -126.6, 0.0), ("exp2", -3e38, 0.0), ("exp2", 127.0, 2.0**127), ("exp2", NAN, NAN),
     ],
 )  # fmt: skip
 def test_special_values(name: str, x: float, want: float, team: Team) -> None:
@@ -92,8 +114,9 @@ def test_exp_passes_smoothly_into_zero(team: Team) -> None:
     assert np.all(abs(got - np.exp(x.astype(np.float64))) <= 2 * np.spacing(np.float32(TINY)))
 
 
-def test_exp_and_log_have_the_same_bits_everywhere() -> None:
+def test_the_same_bits_everywhere() -> None:
     teams = [Team(1, isa) for isa in available_isas()]
-    for name, x in (("exp", exp_arguments()), ("log", log_arguments())):
+    named = (("exp", exp_arguments()), ("log", log_arguments()), ("exp2", exp2_arguments()))
+    for name, x in named:
         first, *others = (run(team, name, x).tobytes() for team in teams)
         assert all(other == first for other in others)

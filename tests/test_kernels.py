@@ -147,7 +147,9 @@ def test_a_packed_weight_gives_the_bits_of_matmul(shape: Shape) -> None:
 
 
 @pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("pieces", [[1] * 9, [7, 1, 1], [60, 1, 5, 1, 64, 1, 1], [130]])
+@pytest.mark.parametrize(
+    "pieces", [[1] * 9, [7, 1, 1], [60, 1, 5, 1, 64, 1, 1], [130], [9, 270, 8]]
+)
 @pytest.mark.parametrize(("H", "K", "Dh"), [(6, 3, 18), (4, 1, 6), (2, 2, 34)])
 def test_a_cache_gives_the_bits_of_attention(
     H: int, K: int, Dh: int, pieces: list[int], isa: str
@@ -155,7 +157,7 @@ def test_a_cache_gives_the_bits_of_attention(
     T = sum(pieces)
     c = attention((1, T, H, K, Dh))
     want, got, at = c.outputs(team(isa, 2))["out"], poison(T, H * Dh), 0
-    keys, values = empty_cache(K, Dh, 192)
+    keys, values = empty_cache(K, Dh, 320)
     for rows in pieces:
         span = slice(at, at + rows)
         team(isa, 2).attention_cached(got[span], c.reads["qkv"][span], keys, values, H, at)

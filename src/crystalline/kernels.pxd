@@ -43,10 +43,10 @@ cdef extern from "crystalline/kernels.h" nogil:
                  int64_t stride, int64_t heads, int64_t head_dim, int64_t position, int64_t T,
                  int inverse) noexcept nogil
         void (*attention)(float *out, float *lse, const float *qkv, const cry_attention *shape,
-                 int64_t head, float *scratch) noexcept nogil
+                 int64_t kv_head, int64_t first, int64_t end, float *scratch) noexcept nogil
         void (*attention_bwd)(float *dqkv, const float *dout, const float *out, const float *qkv,
-                 const float *lse, const cry_attention *shape, int64_t kv_head,
-                 float *scratch) noexcept nogil
+                 const float *lse, const cry_attention *shape, int64_t kv_head, int64_t q_first,
+                 int64_t q_end, int64_t k_first, int64_t k_end, float *scratch) noexcept nogil
         void (*attention_cached)(float *out, const float *qkv, float *keys, float *values,
                  const cry_attention *shape, int64_t kv_head, int64_t rows, int64_t position,
                  int64_t capacity, float *scratch) noexcept nogil
@@ -66,6 +66,7 @@ cdef extern from "crystalline/kernels.h" nogil:
         float (*squared_norm)(const float *x, int64_t n) noexcept nogil
         void (*exp)(float *y, const float *x, int64_t n) noexcept nogil
         void (*log)(float *y, const float *x, int64_t n) noexcept nogil
+        void (*exp2)(float *y, const float *x, int64_t n) noexcept nogil
     ctypedef uint16_t cry_bf16
     ctypedef struct cry_bf16_kernels:
         void (*pack)(float *panel, const float *b, int64_t ks, int64_t ns, int64_t k,

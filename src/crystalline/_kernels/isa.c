@@ -16,6 +16,7 @@
 #include "matmul.h"
 #include "pack.h"
 #include "attention.h"
+#include "attention_cache.h"
 #include "norm.h"
 #include "rope.h"
 #include "swiglu.h"
@@ -31,6 +32,11 @@ static void exp_span(float *y, const float *x, int64_t n)
 static void log_span(float *y, const float *x, int64_t n)
 {
     for (int64_t j = 0; j < n; j += 16) v16_put(y + j, v16_log(v16_get_or(x + j, n - j, 1.0f)), n - j);
+}
+
+static void exp2_span(float *y, const float *x, int64_t n)
+{
+    for (int64_t j = 0; j < n; j += 16) v16_put(y + j, v16_exp2(v16_get(x + j, n - j)), n - j);
 }
 
 extern const cry_kernels CRY_TABLE;
@@ -60,4 +66,5 @@ const cry_kernels CRY_TABLE = {
     .squared_norm = squared_norm,
     .exp = exp_span,
     .log = log_span,
+    .exp2 = exp2_span,
 };

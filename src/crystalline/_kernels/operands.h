@@ -6,7 +6,6 @@
 #define CRY_OPERANDS_H
 
 #include "mathfun.h"
-#include "transpose.h"
 
 #if !defined(CRY_PAIRS)
 

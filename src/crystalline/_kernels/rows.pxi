@@ -16,6 +16,12 @@ cdef class Rows(Products):
         if x.shape[0]:
             self.c.kernels.log(&y[0], &x[0], x.shape[0])
 
+    def exp2(self, float[::1] y, const float[::1] x):
+        """y = 2 to the power x for x up to 127, within 2 ulp; 0 below -126.5."""
+        _same("exp2", "y", y.shape[0], "x", x.shape[0])
+        if x.shape[0]:
+            self.c.kernels.exp2(&y[0], &x[0], x.shape[0])
+
     def rmsnorm(self, float[:, ::1] y, float[::1] rrms, const float[:, ::1] x, const float[::1] w,
                 float eps):
         """y (R, D) = x rrms w, rrms (R) = 1 / sqrt(mean(x^2) + eps)."""

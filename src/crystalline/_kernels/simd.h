@@ -7,7 +7,9 @@
  *   max(a, b)   is a > b ? a : b in every lane (b when either is not a number)
  *   round       is to nearest even, valid for |x| < 2^22
  *   scale2(x,n) multiplies by 2^n for integral -126 <= n <= 127
- *   sum, maxall combine lanes by the fixed tree 16 > 8 > 4 > 2 > 1 (lane i with lane i + half) */
+ *   from_low_bits  the float whose sign and exponent are the low 9 bits of x's
+ *   sum, maxall combine lanes by the fixed tree 16 > 8 > 4 > 2 > 1 (lane i with lane i + half)
+ *   transpose   turns 16 vectors, the rows of a block, into its columns */
 #ifndef CRY_SIMD_H
 #define CRY_SIMD_H
 
@@ -45,6 +47,10 @@ CRY_INLINE v16 v16_scale2(v16 a, v16 n)
     __m512i e = _mm512_slli_epi32(_mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127)), 23);
     return _mm512_mul_ps(a, _mm512_castsi512_ps(e));
 }
+CRY_INLINE v16 v16_from_low_bits(v16 a)
+{
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(a), 23));
+}
 /* Where a < b take x, elsewhere y. */
 CRY_INLINE v16 v16_if_lt(v16 a, v16 b, v16 x, v16 y)
 {
@@ -60,6 +66,36 @@ CRY_INLINE v16 v16_mantissa(v16 a)
 {
     __m512i m = _mm512_and_si512(_mm512_castps_si512(a), _mm512_set1_epi32(0x007fffff));
     return _mm512_castsi512_ps(_mm512_or_si512(m, _mm512_set1_epi32(0x3f800000)));
+}
+
+/* The first step of the trees below: 16 lanes to 8. */
+CRY_INLINE __m256 cry_lower(v16 a) { return _mm512_castps512_ps256(a); }
+CRY_INLINE __m256 cry_upper(v16 a) { return cry_lower(_mm512_shuffle_f32x4(a, a, 0x4e)); }
+CRY_INLINE __m256 cry_half_sum(v16 a) { return _mm256_add_ps(cry_lower(a), cry_upper(a)); }
+CRY_INLINE __m256 cry_half_max(v16 a) { return _mm256_max_ps(cry_lower(a), cry_upper(a)); }
+/* The 16 x 16 block in r becomes its transpose. */
+CRY_INLINE void v16_transpose(v16 r[16])
+{
+    __m512 t[16];
+    for (int i = 0; i < 16; i += 2) {
+        t[i] = _mm512_unpacklo_ps(r[i], r[i + 1]);
+        t[i + 1] = _mm512_unpackhi_ps(r[i], r[i + 1]);
+    }
+    for (int i = 0; i < 16; i += 4)
+        for (int j = 0; j < 2; j++) {
+            __m512d a = _mm512_castps_pd(t[i + j]), b = _mm512_castps_pd(t[i + j + 2]);
+            r[i + 2 * j] = _mm512_castpd_ps(_mm512_unpacklo_pd(a, b));
+            r[i + 2 * j + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(a, b));
+        }
+    for (int j = 0; j < 4; j++)
+        for (int i = 0; i < 16; i += 8) {
+            t[i + j] = _mm512_shuffle_f32x4(r[i + j], r[i + 4 + j], 0x88);
+            t[i + 4 + j] = _mm512_shuffle_f32x4(r[i + j], r[i + 4 + j], 0xdd);
+        }
+    for (int j = 0; j < 8; j++) {
+        r[j] = _mm512_shuffle_f32x4(t[j], t[8 + j], 0x88);
+        r[8 + j] = _mm512_shuffle_f32x4(t[j], t[8 + j], 0xdd);
+    }
 }
 
 #elif defined(CRY_ISA_avx2)
@@ -109,6 +145,14 @@ CRY_INLINE v16 v16_scale2(v16 x, v16 n)
 {
     return v16_of(_mm256_mul_ps(x.a, cry_pow2(n.a)), _mm256_mul_ps(x.b, cry_pow2(n.b)));
 }
+CRY_INLINE __m256 cry_from_low_bits(__m256 a)
+{
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(a), 23));
+}
+CRY_INLINE v16 v16_from_low_bits(v16 x)
+{
+    return v16_of(cry_from_low_bits(x.a), cry_from_low_bits(x.b));
+}
 CRY_INLINE v16 v16_if_lt(v16 a, v16 b, v16 x, v16 y)
 {
     return v16_of(_mm256_blendv_ps(y.a, x.a, _mm256_cmp_ps(a.a, b.a, _CMP_LT_OQ)),
@@ -126,6 +170,40 @@ CRY_INLINE __m256 cry_mantissa(__m256 a)
     return _mm256_castsi256_ps(_mm256_or_si256(m, _mm256_set1_epi32(0x3f800000)));
 }
 CRY_INLINE v16 v16_mantissa(v16 x) { return v16_of(cry_mantissa(x.a), cry_mantissa(x.b)); }
+
+CRY_INLINE __m256 cry_half_sum(v16 x) { return _mm256_add_ps(x.a, x.b); }
+CRY_INLINE __m256 cry_half_max(v16 x) { return _mm256_max_ps(x.a, x.b); }
+CRY_INLINE void cry_transpose8(__m256 r[8])
+{
+    __m256 t[8];
+    for (int i = 0; i < 8; i += 2) {
+        t[i] = _mm256_unpacklo_ps(r[i], r[i + 1]);
+        t[i + 1] = _mm256_unpackhi_ps(r[i], r[i + 1]);
+    }
+    for (int i = 0; i < 8; i += 4)
+        for (int j = 0; j < 2; j++) {
+            r[i + 2 * j] = _mm256_shuffle_ps(t[i + j], t[i + j + 2], 0x44);
+            r[i + 2 * j + 1] = _mm256_shuffle_ps(t[i + j], t[i + j + 2], 0xee);
+        }
+    for (int j = 0; j < 4; j++) {
+        t[j] = _mm256_permute2f128_ps(r[j], r[4 + j], 0x20);
+        t[4 + j] = _mm256_permute2f128_ps(r[j], r[4 + j], 0x31);
+    }
+    for (int j = 0; j < 8; j++) r[j] = t[j];
+}
+CRY_INLINE void v16_transpose(v16 r[16])
+{
+    __m256 t[4][8]; /* the quarters: upper left, upper right, lower left, lower right */
+    for (int i = 0; i < 8; i++) {
+        t[0][i] = r[i].a, t[1][i] = r[i].b;
+        t[2][i] = r[8 + i].a, t[3][i] = r[8 + i].b;
+    }
+    for (int i = 0; i < 4; i++) cry_transpose8(t[i]);
+    for (int i = 0; i < 8; i++) {
+        r[i] = v16_of(t[0][i], t[2][i]);
+        r[8 + i] = v16_of(t[1][i], t[3][i]);
+    }
+}
 
 #else /* portable */
 
@@ -192,11 +270,25 @@ CRY_INLINE float cry_pow2(float n)
     return cry_float((int32_t)(e << 23));
 }
 CRY_INLINE v16 v16_scale2(v16 a, v16 n) { CRY_LANES(a.e[i] * cry_pow2(n.e[i])); }
+CRY_INLINE v16 v16_from_low_bits(v16 a)
+{
+    CRY_LANES(cry_float((int32_t)((uint32_t)cry_bits(a.e[i]) << 23)));
+}
 CRY_INLINE v16 v16_if_lt(v16 a, v16 b, v16 x, v16 y) { CRY_LANES(a.e[i] < b.e[i] ? x.e[i] : y.e[i]); }
 CRY_INLINE v16 v16_exponent(v16 a) { CRY_LANES((float)((int32_t)((uint32_t)cry_bits(a.e[i]) >> 23) - 127)); }
 CRY_INLINE v16 v16_mantissa(v16 a)
 {
     CRY_LANES(cry_float((cry_bits(a.e[i]) & 0x007fffff) | 0x3f800000));
+}
+
+CRY_INLINE void v16_transpose(v16 r[16])
+{
+    for (int i = 0; i < 16; i++)
+        for (int j = 0; j < i; j++) {
+            float t = r[i].e[j];
+            r[i].e[j] = r[j].e[i];
+            r[j].e[i] = t;
+        }
 }
 
 #endif
@@ -210,6 +302,24 @@ CRY_INLINE v16 v16_round(v16 a)
     return v16_sub(v16_add(a, magic), magic);
 }
 
+/* Element 0 of an operation taken over all lanes by the tree: 16 > 8 > 4 > 2 > 1. */
+#if defined(CRY_ISA_avx512) || defined(CRY_ISA_avx2)
+CRY_INLINE float v16_sum(v16 a)
+{
+    __m256 half = cry_half_sum(a);
+    __m128 t = _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
+    t = _mm_add_ps(t, _mm_movehl_ps(t, t));
+    return _mm_cvtss_f32(_mm_add_ss(t, _mm_movehdup_ps(t)));
+}
+
+CRY_INLINE float v16_maxall(v16 a)
+{
+    __m256 half = cry_half_max(a);
+    __m128 t = _mm_max_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
+    t = _mm_max_ps(t, _mm_movehl_ps(t, t));
+    return _mm_cvtss_f32(_mm_max_ss(t, _mm_movehdup_ps(t)));
+}
+#else
 CRY_INLINE float v16_sum(v16 a)
 {
     float t[16];
@@ -227,5 +337,6 @@ CRY_INLINE float v16_maxall(v16 a)
         for (int i = 0; i < half; i++) t[i] = t[i] > t[i + half] ? t[i] : t[i + half];
     return t[0];
 }
+#endif
 
 #endif

@@ -115,15 +115,19 @@ typedef struct cry_kernels {
      * `inverse` turns back, as the gradient needs it. */
     void (*rope)(float *x, const float *cosine, const float *sine, int64_t rows, int64_t stride,
                  int64_t heads, int64_t head_dim, int64_t position, int64_t T, int inverse);
-    /* One sequence, causal: the H / K query heads of one key head (0 <= head < K) of out(T, H head_dim)
-     * and lse(H, T), the logarithms of the sums, from qkv(T, (H + 2 K) head_dim).  scratch: as many
-     * floats as cry_need_attention (parallel.h) says for the shape. */
+    /* One sequence, causal: queries first .. end, at most 64 max(1, 4 K / H), of the H / K heads that
+     * share one key head (0 <= kv_head < K) meet the keys up to their own positions.  out(T, H
+     * head_dim), lse(H, T), the logarithms of the sums, from qkv(T, (H + 2 K) head_dim).  scratch here
+     * and below: as many floats as cry_need_attention (parallel.h) says. */
     void (*attention)(float *out, float *lse, const float *qkv, const cry_attention *shape,
-                      int64_t head, float *scratch);
-    /* The part of dqkv, shaped like qkv, that belongs to one key head, from dout, shaped like out, and
-     * what attention was given and gave. */
+                      int64_t kv_head, int64_t first, int64_t end, float *scratch);
+    /* What queries q_first .. q_end and keys k_first .. k_end, at most 512, give each other in dqkv,
+     * shaped like qkv, from dout, shaped like out; all begin and, but for the last, end at multiples
+     * of 256.  For equal keys calls come with rising queries, first the keys' own; for equal queries
+     * with rising keys, first those from 0. */
     void (*attention_bwd)(float *dqkv, const float *dout, const float *out, const float *qkv,
                           const float *lse, const cry_attention *shape, int64_t kv_head,
+                          int64_t q_first, int64_t q_end, int64_t k_first, int64_t k_end,
                           float *scratch);
     /* Appends the `rows` keys and values of qkv at `position` to the cache and attends from the new
      * rows to all positions up to their own, for one key head.  keys (K, head_dim, capacity), values
@@ -156,6 +160,7 @@ typedef struct cry_kernels {
      * positive ones, infinity and NaN. */
     void (*exp)(float *y, const float *x, int64_t n);
     void (*log)(float *y, const float *x, int64_t n);
+    void (*exp2)(float *y, const float *x, int64_t n); /* x <= 127; 0 below -126.5 */
 } cry_kernels;
 
 /* bf16: the upper half of a float32. */
