@@ -12,6 +12,7 @@ _Starts = NDArray[np.int64]
 
 ISAS: Final[tuple[str, ...]]
 PARTS: Final[int]
+PRECISIONS: Final[tuple[str, ...]]
 
 class _Statistics(TypedDict):
     regions: int
@@ -47,6 +48,33 @@ class Pool:
         steal: bool,
     ) -> None: ...
     def statistics(self) -> _Statistics: ...
+
+class Weight:
+    @property
+    def rows(self) -> int: ...
+    @property
+    def columns(self) -> int: ...
+    @property
+    def precision(self) -> str: ...
+    @property
+    def isa(self) -> str: ...
+    @property
+    def nbytes(self) -> int: ...
+
+class Stack:
+    @property
+    def isa(self) -> str: ...
+    def __init__(
+        self,
+        layers: Sequence[tuple[_Floats, Weight, Weight, _Floats, Weight, Weight, Weight]],
+        norm: _Floats,
+        embedding: Weight,
+        cosine: _Floats,
+        sine: _Floats,
+        H: int,
+        K: int,
+        eps: float,
+    ) -> None: ...
 
 class Team(Pool):
     def work_floats(
@@ -154,3 +182,18 @@ class Team(Pool):
     ) -> None: ...
     def squared_norm(self, x: _Floats, shares: NDArray[np.float64] | None = None) -> float: ...
     def touch(self, x: _Floats) -> None: ...
+    def weight(self, w: _Floats, precision: str = "fp32") -> Weight: ...
+    def matmul_weight(
+        self, y: _Floats, x: _Floats, w: Weight, init: _Floats | None = None
+    ) -> None: ...
+    def embedding_weight(self, x: _Floats, w: Weight, ids: _Ids) -> None: ...
+    def decode(
+        self,
+        h: _Floats,
+        stack: Stack,
+        ids: _Ids,
+        keys: Sequence[_Floats],
+        values: Sequence[_Floats],
+        rows: _Starts,
+        positions: _Starts,
+    ) -> None: ...

@@ -21,6 +21,7 @@
 #include "embedding.h"
 #include "softmax.h"
 #include "optim.h"
+#include "gemv.h"
 
 static void exp_span(float *y, const float *x, int64_t n)
 {
@@ -57,4 +58,10 @@ const cry_kernels CRY_TABLE = {
     .squared_norm = squared_norm,
     .exp = exp_span,
     .log = log_span,
+    .gemv = gemv,
+    .gemv_unpacked = gemv_unpacked,
+    .narrow = narrow,
+    .widen = widen,
+    .rescale = rescale,
+    .embedding_packed = embedding_packed,
 };

@@ -15,6 +15,13 @@ cdef extern from "crystalline/kernels.h" nogil:
         void (*exp)(float *y, const float *x, int64_t n) noexcept nogil
         void (*log)(float *y, const float *x, int64_t n) noexcept nogil
 
+    ctypedef enum cry_format:
+        CRY_FP32, CRY_BF16, CRY_INT8
+    ctypedef struct cry_weight:
+        const void *panels
+        const float *scales
+        cry_format format
+
     const cry_kernels *cry_kernels_for(const char *isa)
 
 cdef extern from "crystalline/parallel.h" nogil:
@@ -95,6 +102,38 @@ cdef extern from "crystalline/parallel.h" nogil:
                               const float *grad, int64_t n, const cry_adamw *c)
     cry_status cry_squared_norm(const cry_team *team, double *sums, const float *x, int64_t n)
     cry_status cry_touch(const cry_team *team, float *x, int64_t n)
+    enum: CRY_FEW_ROWS
+    int64_t cry_weight_bytes(const cry_team *team, cry_format format, int64_t N, int64_t K)
+    int64_t cry_weight_scales(const cry_team *team, cry_format format, int64_t N)
+    int64_t cry_need_weight(const cry_team *team, int64_t K)
+    cry_status cry_narrow_weight(const cry_team *team, void *panels, float *scales, const float *w,
+                                 cry_format format, int64_t N, int64_t K)
+    cry_status cry_matmul_weight(const cry_team *team, float *y, const float *x,
+                                 const cry_weight *weight, const float *init, int64_t R, int64_t N,
+                                 int64_t K)
+    cry_status cry_embedding_weight(const cry_team *team, float *x, const cry_weight *weight,
+                                    const int32_t *ids, int64_t R, int64_t N, int64_t K)
+    ctypedef struct cry_layer:
+        const float *norm
+        const float *norm2
+        cry_weight qkv, out, gate, up, down
+    ctypedef struct cry_decoder:
+        int64_t layers, D, F, V, positions
+        cry_attention shape
+        float eps
+        const float *cosine
+        const float *sine
+        const cry_layer *layer
+        const float *norm
+        cry_weight embedding
+    ctypedef struct cry_sequence:
+        float *keys
+        float *values
+        int64_t rows, position, capacity
+    int64_t cry_need_decode(const cry_decoder *decoder, int64_t R)
+    int64_t cry_need_decode_scratch(const cry_team *team, const cry_decoder *decoder, int64_t R)
+    cry_status cry_decode(const cry_team *team, float *h, const cry_decoder *decoder,
+                          const int32_t *ids, const cry_sequence *sequences, int64_t B)
 
 cdef extern from "system.h" nogil:
     int cry_quota_cpus(const char *root)
