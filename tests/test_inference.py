@@ -19,9 +19,10 @@ import crystalline
 from crystalline._native import Team, available_isas
 from crystalline.checkpoint import load_model
 from crystalline.errors import ConfigError, UsageError
-from crystalline.inference import Model, until
+from crystalline.inference import Model
 from crystalline.model import Decoder, Parameters
 from crystalline.sampling import Sampling, draw
+from crystalline.speaker import until
 
 
 @pytest.fixture(scope="module")

@@ -52,8 +52,8 @@ def test_a_product_of_any_shape(R: int, N: int, K: int, precision: str, add: boo
         assert_close("matmul", results[0], ref.matmul(x, kept), x, kept)
     # A row's result does not depend on what it is multiplied together with.
     alone = [
-        product(team(ISAS[0]), x[r : r + 1], w, precision, None if init is None else init[r : r + 1])
-        for r in range(R)
+        product(team(ISAS[0]), x[r], w, precision, None if init is None else init[r])
+        for r in (slice(r, r + 1) for r in range(R))
     ]
     assert np.concatenate(alone).tobytes() == results[0].tobytes()
 

@@ -1,5 +1,4 @@
-"""A trained model in use: logits, losses and text, from weights packed once and a cache of keys
-and values."""
+"""A trained model in use: logits, losses and text, of one sequence or many."""
 
 from __future__ import annotations
 
@@ -18,7 +17,8 @@ from crystalline.checkpoint import load_model
 from crystalline.config import ModelConfig
 from crystalline.errors import UsageError
 from crystalline.model import group_order
-from crystalline.sampling import Sampling, draw
+from crystalline.sampling import Sampling
+from crystalline.speaker import Speaker, until
 from crystalline.team import make_team
 from crystalline.tokenizer import Tokenizer
 from crystalline.weights import Cache, Weights, checked_precision
@@ -80,7 +80,7 @@ class Model:
         return array.astype(np.int32)
 
     def _hidden(self, ids: Sequence[NDArray[np.int32]], caches: Sequence[Cache]) -> Floats:
-        """The normed last hidden states (R, D) of each sequence's new tokens, which join its cache."""
+        """The normed last hidden states (R, D) of the new tokens, which join their caches."""
         rows = np.array([len(one) for one in ids], np.int64)
         used = np.array([cache.used for cache in caches], np.int64)
         h = np.empty((int(rows.sum()), self.config.dim), np.float32)
@@ -141,10 +141,7 @@ class Model:
         while going:
             with self._lock:
                 logits = self._next_logits(going)
-                drawn = [
-                    draw(z, np.array(s.ids), sampling, s.bits, self.team)
-                    for s, z in zip(going, logits, strict=True)
-                ]
+                drawn = [s.draw(z, sampling, self.team) for s, z in zip(going, logits, strict=True)]
             for speaker, token in zip(going, drawn, strict=True):
                 speaker.take(token, self.tokenizer.eot)
                 if not speaker.ended:
@@ -202,7 +199,8 @@ class Model:
             raise UsageError("prompts is one string, but must be a list of them; use generate")
         tokens: list[list[int]] = [[] for _ in prompts]
         seeds = range(seed, seed + len(prompts))
-        for place, token in self._batch([self._ids(p) for p in prompts], max_tokens, sampling, seeds):
+        begun = [self._ids(prompt) for prompt in prompts]
+        for place, token in self._batch(begun, max_tokens, sampling, seeds):
             tokens[place].append(token)
         stops = _stops(stop)
         return ["".join(until(self._pieces(iter(one)), stops)) for one in tokens]
@@ -220,31 +218,6 @@ class Model:
             yield text
 
 
-class Speaker:
-    """One text that is being made: its tokens, its random bits, its cache.
-
-    When the positions run out the model goes on from the last half of them.
-    """
-
-    def __init__(self, place: int, c: ModelConfig, ids: list[int], most: int, seed: int) -> None:
-        self.place, self.config, self.ids, self.left = place, c, list(ids), most
-        self.bits, self.ended = np.random.PCG64(seed), False
-        self.cache, self.waiting = Cache(c, min(c.seq_len, len(ids) + most)), len(ids)
-
-    def fresh(self) -> NDArray[np.int32]:
-        """The tokens that are not in the cache yet."""
-        room = self.config.seq_len
-        if self.cache.used + self.waiting > room:
-            self.cache, self.waiting = Cache(self.config, room), max(room // 2, 1)
-        return np.array(self.ids[-self.waiting :], np.int32)
-
-    def take(self, token: int, eot: int) -> None:
-        """Goes on with ``token``, or ends with it."""
-        self.ended = token == eot
-        self.ids.append(token)
-        self.left, self.waiting = self.left - 1, 1
-
-
 def _check_run(max_tokens: int, seed: int) -> None:
     if max_tokens < 1:
         raise UsageError(f"max_tokens is {max_tokens}, but must be 1 or more")
@@ -254,24 +227,6 @@ def _check_run(max_tokens: int, seed: int) -> None:
 
 def _stops(stop: str | Sequence[str]) -> list[str]:
     return [s for s in ([stop] if isinstance(stop, str) else stop) if s]
-
-
-def until(pieces: Iterator[str], stops: list[str]) -> Iterator[str]:
-    """The pieces up to the first stop string; what may be the beginning of one is held back."""
-    held = ""
-    for piece in pieces:
-        held += piece
-        found = [at for stop in stops if (at := held.find(stop)) >= 0]
-        if found:
-            if min(found):
-                yield held[: min(found)]
-            return
-        keep = max((n for s in stops for n in range(len(s)) if held.endswith(s[:n])), default=0)
-        if len(held) > keep:
-            yield held[: len(held) - keep]
-            held = held[len(held) - keep :]
-    if held:
-        yield held
 
 
 def load(

@@ -1,4 +1,4 @@
-"""The weights of a model in use: packed once, in fp32, bf16 or int8, and the cache of a sequence."""
+"""The weights of a model in use, packed once in fp32, bf16 or int8; the cache of a sequence."""
 
 from __future__ import annotations
 

@@ -18,7 +18,10 @@ typedef struct decode_job {
     const cry_weight *weight;
 } decode_job;
 
-static int64_t width_of_qkv(const cry_decoder *d) { return (d->shape.H + 2 * d->shape.K) * d->shape.head_dim; }
+static int64_t width_of_qkv(const cry_decoder *d)
+{
+    return (d->shape.H + 2 * d->shape.K) * d->shape.head_dim;
+}
 
 int64_t cry_need_decode(const cry_decoder *d, int64_t R)
 {
