@@ -191,3 +191,29 @@ def test_another_precision_is_refused(folder: Path) -> None:
         crystalline.load(folder, precision="fp8")
     with pytest.raises(UsageError, match="must be a list"):
         crystalline.load(folder).generate_batch("the")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"ids": np.zeros(3, np.int32)}, "the sum of rows is 2, but ids is 3"),
+        ({"rows": np.array([0], np.int64)}, "sequence 0 has 0 rows; give 1 or more"),
+        ({"positions": np.array([23], np.int64)}, "2 rows from position 23 are outside"),
+        ({"ids": np.array([0, 300], np.int32)}, "outside the vocabulary"),
+        ({"keys": []}, "keys is 0, but rows is 1"),
+        ({"h": poison(2, 5)}, "columns of h is 5, but width of the model is"),
+    ],
+)
+def test_a_step_that_does_not_fit_is_refused(
+    models: dict[str, Model], change: dict[str, Array], words: str
+) -> None:
+    m = models["int8"]
+    cache = Cache(m.config, 24)
+    given = {
+        "h": poison(2, m.config.dim), "stack": m._weights.stack, "ids": np.zeros(2, np.int32),
+        "keys": [cache.keys], "values": [cache.values], "rows": np.array([2], np.int64),
+        "positions": np.zeros(1, np.int64),
+    }  # fmt: skip
+    with pytest.raises(ValueError, match=words):
+        m.team.decode(**(given | change))
+    assert not cache.keys.any()

@@ -207,8 +207,8 @@ static void rescale(float *c, int64_t ldc, const float *init, int64_t ldi, const
 {
     for (int64_t i = 0; i < m; i++)
         for (int64_t j = 0; j < n; j += 16)
-            gemv_end(c + i * ldc + j, v16_get(c + i * ldc + j, n - j), init ? init + i * ldi + j : 0,
-                     scales + j, n - j);
+            gemv_end(c + i * ldc + j, v16_get(c + i * ldc + j, n - j),
+                     init ? init + i * ldi + j : 0, scales + j, n - j);
 }
 
 /* x(k) = row `id` of the weight w(N,k), a column of one of its panels. */
@@ -218,12 +218,13 @@ static void embedding_packed(float *x, const cry_weight *weight, int64_t id, int
     const float *fp32 = weight->panels;
     const uint16_t *bf16 = weight->panels;
     const int8_t *int8 = weight->panels;
+    const float scale = weight->scales ? weight->scales[id] : 1.0f;
     for (int64_t t = 0; t < k; t++) {
-        uint32_t bits = 0;
-        if (weight->format == CRY_FP32) x[t] = fp32[at + t * TILE_N];
-        else if (weight->format == CRY_INT8) x[t] = (float)int8[at + t * TILE_N] * weight->scales[id];
+        const int64_t i = at + t * TILE_N;
+        if (weight->format == CRY_FP32) x[t] = fp32[i];
+        else if (weight->format == CRY_INT8) x[t] = (float)int8[i] * scale;
         else {
-            bits = (uint32_t)bf16[at + t * TILE_N] << 16;
+            uint32_t bits = (uint32_t)bf16[i] << 16;
             memcpy(x + t, &bits, 4);
         }
     }
@@ -240,11 +241,12 @@ CRY_INLINE void ask_for(const float *w, int64_t ld)
 }
 
 /* One row: c(nv vectors) goes through 16 k of 16 nv rows of w in registers. */
-CRY_INLINE void gemv_turned(float *c, const float *init, const float *a, const float *w, const int nv,
-                            int64_t n, int64_t k, const int far)
+CRY_INLINE void gemv_turned(float *c, const float *init, const float *a, const float *w,
+                            const int nv, int64_t n, int64_t k, const int far)
 {
     v16 acc[2], turned[16];
-    UNROLL for (int j = 0; j < nv; j++) acc[j] = init ? v16_get(init + 16 * j, n - 16 * j) : v16_zero();
+    UNROLL for (int j = 0; j < nv; j++)
+        acc[j] = init ? v16_get(init + 16 * j, n - 16 * j) : v16_zero();
     int64_t t = 0;
     for (; t + 16 <= k && n >= 16 * nv; t += 16)
         UNROLL for (int j = 0; j < nv; j++) {
@@ -264,7 +266,8 @@ CRY_INLINE void gemv_turned(float *c, const float *init, const float *a, const f
 }
 
 /* panel(kb, TILE_N) of rows w(n,k): n at most TILE_N. */
-CRY_INLINE void turn_panel(float *panel, const float *w, int64_t k, int64_t kb, int64_t n, const int far)
+CRY_INLINE void turn_panel(float *panel, const float *w, int64_t k, int64_t kb, int64_t n,
+                           const int far)
 {
     v16 turned[16];
     for (int64_t j = 0; j < TILE_N; j += 16)
@@ -283,11 +286,12 @@ CRY_INLINE void turn_panel(float *panel, const float *w, int64_t k, int64_t kb, 
         }
 }
 
-CRY_INLINE void gemv_turned_row(float *c, const float *init, const float *a, const float *w, int64_t n,
-                                int64_t k, const int far)
+CRY_INLINE void gemv_turned_row(float *c, const float *init, const float *a, const float *w,
+                                int64_t n, int64_t k, const int far)
 {
     int64_t j = 0;
-    for (; j + 32 <= n; j += 32) gemv_turned(c + j, init ? init + j : 0, a, w + j * k, 2, 32, k, far);
+    for (; j + 32 <= n; j += 32)
+        gemv_turned(c + j, init ? init + j : 0, a, w + j * k, 2, 32, k, far);
     for (; j < n; j += 16)
         gemv_turned(c + j, init ? init + j : 0, a, w + j * k, 1, cry_min(16, n - j), k, far);
 }

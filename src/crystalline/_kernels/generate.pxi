@@ -25,8 +25,8 @@ cdef class Stack:
     """All layers of a decoder, as ``Team.decode`` wants them.
 
     ``layers`` holds for each layer (norm, qkv, out, norm2, gate, up, down): gains (D), float32, and
-    Weights (E, D), (D, D), (F, D), (F, D), (D, F); ``norm`` (D) comes last, ``embedding`` (V, D) first;
-    ``cosine``, ``sine`` (positions, head_dim / 2) are the tables of the rotary positions.
+    Weights (E, D), (D, D), (F, D), (F, D), (D, F); ``norm`` (D) comes last, ``embedding`` (V, D)
+    first; ``cosine``, ``sine`` (positions, head_dim / 2) are the tables of the rotary positions.
     """
 
     cdef cry_decoder c
@@ -40,8 +40,9 @@ cdef class Stack:
         self._held = (list(layers), norm, embedding, cosine, sine)
         layers = self._held[0]
         if H < 1 or K < 1 or H % K or D % (2 * H) or not layers:
-            raise ValueError(f"stack: {len(layers)} layers of {H} heads and {K} key/value heads do not "
-                             f"fit a width of {D}: heads must divide half of it, key/value heads them")
+            raise ValueError(f"stack: {len(layers)} layers of {H} heads and {K} key/value heads do "
+                             f"not fit a width of {D}: heads must divide half of it, and be a "
+                             "multiple of key/value heads")
         self.layer = <cry_layer *> calloc(len(layers), sizeof(cry_layer))
         if self.layer == NULL:
             raise MemoryError("no memory for the layers")
@@ -106,7 +107,8 @@ cdef class Generates(Attends):
             raise UsageError(f"precision is {precision!r}; choose one of {', '.join(PRECISIONS)}")
         if N == 0 or K == 0:
             raise ValueError(f"weight: w is ({N}, {K}), but must have rows and columns")
-        made.c.format = CRY_INT8 if precision == "int8" else CRY_BF16 if precision == "bf16" else CRY_FP32
+        made.c.format = (CRY_INT8 if precision == "int8" else
+                         CRY_BF16 if precision == "bf16" else CRY_FP32)
         made.rows, made.columns, made.precision, made.isa = N, K, precision, self.isa
         size = cry_weight_bytes(&self.c, made.c.format, N, K)
         made._panels = arena((size + 3) // 4).view(np.uint8)[:size]
@@ -146,7 +148,8 @@ cdef class Generates(Attends):
         self._reserve(0, cry_need_weight(&self.c, w.columns))
         self._enter()
         with nogil:
-            status = cry_matmul_weight(&self.c, &y[0, 0], &x[0, 0], &w.c, start, R, w.rows, w.columns)
+            status = cry_matmul_weight(&self.c, &y[0, 0], &x[0, 0], &w.c, start, R, w.rows,
+                                       w.columns)
         self._leave("matmul_weight", status)
 
     def embedding_weight(self, float[:, ::1] x, Weight w, const int32_t[::1] ids):
@@ -210,8 +213,8 @@ cdef object _cache(cry_sequence *to, const cry_decoder *d, float[:, :, :, ::1] k
     ):
         _same("decode", what, have, "what the model has", due)
     if to.position < 0 or to.rows > C or to.position > min(C, d.positions) - to.rows:
-        raise ValueError(f"decode: {to.rows} rows from position {to.position} are outside the cache's "
-                         f"{C} or the model's {d.positions} positions")
+        raise ValueError(f"decode: {to.rows} rows from position {to.position} are outside the "
+                         f"cache's {C} or the model's {d.positions} positions")
     to.keys = &keys[0, 0, 0, 0]
     to.values = &values[0, 0, 0, 0]
     to.capacity = C

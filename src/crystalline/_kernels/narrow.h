@@ -19,22 +19,45 @@ CRY_INLINE v16 v16_from_int8(const int8_t *p)
     return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const void *)p)));
 }
 
-/* Quarters of rows r, r + 4, r + 8, r + 12 from one column on.  Masked loads go through any port,
- * where shuffles have two. */
-CRY_INLINE v16 v16_quarters(const float *w, int64_t ld)
+/* Sixteen rows of a stride.  Left to itself the compiler keeps an address for each and has registers
+ * for none: here two bases and four strides reach all of them. */
+typedef struct cry_rows {
+    const char *low, *high; /* rows 0 and 8 */
+    int64_t one, three, five, seven;
+} cry_rows;
+
+CRY_INLINE cry_rows rows_of(const float *w, int64_t ld)
 {
-    v16 q = _mm512_castps128_ps512(_mm_loadu_ps(w));
-    q = _mm512_mask_broadcast_f32x4(q, 0x00f0, _mm_loadu_ps(w + 4 * ld));
-    q = _mm512_mask_broadcast_f32x4(q, 0x0f00, _mm_loadu_ps(w + 8 * ld));
-    return _mm512_mask_broadcast_f32x4(q, 0xf000, _mm_loadu_ps(w + 12 * ld));
+    int64_t one = 4 * ld;
+    cry_rows r = {(const char *)w, (const char *)w + 8 * one, one, 3 * one, 5 * one, 7 * one};
+    __asm__("" : "+r"(r.low), "+r"(r.high), "+r"(r.one), "+r"(r.three), "+r"(r.five), "+r"(r.seven));
+    return r;
+}
+CRY_INLINE const float *row_at(const cry_rows *r, const int i)
+{
+    const char *base = i < 8 ? r->low : r->high;
+    const int64_t at[8] = {0, r->one, 2 * r->one, r->three, 4 * r->one, r->five, 2 * r->three,
+                           r->seven};
+    return (const float *)(const void *)(base + at[i % 8]);
+}
+
+/* Four floats of rows i, i + 4, i + 8, i + 12 from column t on.  Masked loads go through any port,
+ * where shuffles have two. */
+CRY_INLINE v16 v16_quarters(const cry_rows *r, const int i, const int t)
+{
+    v16 q = _mm512_castps128_ps512(_mm_loadu_ps(row_at(r, i) + t));
+    q = _mm512_mask_broadcast_f32x4(q, 0x00f0, _mm_loadu_ps(row_at(r, i + 4) + t));
+    q = _mm512_mask_broadcast_f32x4(q, 0x0f00, _mm_loadu_ps(row_at(r, i + 8) + t));
+    return _mm512_mask_broadcast_f32x4(q, 0xf000, _mm_loadu_ps(row_at(r, i + 12) + t));
 }
 
 /* to[t] lane j = w[j ld + t]: four columns at a time are 4 x 4 squares side by side. */
 CRY_INLINE void v16_turn(v16 to[16], const float *w, int64_t ld)
 {
+    const cry_rows r = rows_of(w, ld);
     _Pragma("GCC unroll 4") for (int t = 0; t < 16; t += 4) {
-        v16 a = v16_quarters(w + t, ld), b = v16_quarters(w + ld + t, ld);
-        v16 c = v16_quarters(w + 2 * ld + t, ld), d = v16_quarters(w + 3 * ld + t, ld);
+        v16 a = v16_quarters(&r, 0, t), b = v16_quarters(&r, 1, t);
+        v16 c = v16_quarters(&r, 2, t), d = v16_quarters(&r, 3, t);
         __m512d low = _mm512_castps_pd(_mm512_unpacklo_ps(a, b));
         __m512d high = _mm512_castps_pd(_mm512_unpackhi_ps(a, b));
         __m512d low2 = _mm512_castps_pd(_mm512_unpacklo_ps(c, d));
@@ -63,7 +86,8 @@ CRY_INLINE v16 v16_from_int8(const int8_t *p)
 
 CRY_INLINE __m256 cry_halves(const float *w, int64_t ld)
 {
-    return _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(w)), _mm_loadu_ps(w + 4 * ld), 1);
+    __m256 low = _mm256_castps128_ps256(_mm_loadu_ps(w));
+    return _mm256_insertf128_ps(low, _mm_loadu_ps(w + 4 * ld), 1);
 }
 
 /* Four columns of eight rows. */
@@ -94,7 +118,10 @@ CRY_INLINE void v16_turn(v16 to[16], const float *w, int64_t ld)
 
 #else
 
-CRY_INLINE v16 v16_from_bf16(const uint16_t *p) { CRY_LANES(cry_float((int32_t)((uint32_t)p[i] << 16))); }
+CRY_INLINE v16 v16_from_bf16(const uint16_t *p)
+{
+    CRY_LANES(cry_float((int32_t)((uint32_t)p[i] << 16)));
+}
 CRY_INLINE v16 v16_from_int8(const int8_t *p) { CRY_LANES((float)p[i]); }
 
 /* to[t] lane j = w[j ld + t]. */

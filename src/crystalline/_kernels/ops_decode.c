@@ -1,7 +1,7 @@
 /* One pass of new tokens through all layers: prefill, and decoding of one or many sequences.
  *
- * A layer is four regions of the team: norm and qkv; rotary positions and attention; out; norm, gate,
- * up and SwiGLU; down.  The rows of all sequences go through the products together, so a weight is
+ * A layer is five regions of the team: qkv; rotary positions and attention; out; gate, up and SwiGLU;
+ * down.  The norms of few rows are one task, which the caller does without waking anyone.  The rows of all sequences go through the products together, so a weight is
  * read once for all of them; attention goes sequence by sequence.  Products, norms and SwiGLU work
  * within rows and attention within sequences, so no division of the tokens changes a bit. */
 #include "tasks.h"
@@ -57,7 +57,8 @@ static void product_task(void *context, int64_t task, int thread)
 static void product(decode_job *w, float *y, const float *x, const cry_weight *weight,
                     const float *init, int64_t N, int64_t K)
 {
-    w->block = (cry_block){.y = y, .init = init, .x = x, .ldy = N, .ldi = N, .R = w->R, .n = N, .K = K};
+    w->block = (cry_block){.y = y, .init = init, .x = x, .ldy = N, .ldi = N, .R = w->R, .n = N,
+                           .K = K};
     w->weight = weight;
     cry_run(w->team, cry_ceil(N, cry_columns(N)), product_task, w);
 }
@@ -89,12 +90,13 @@ static void attention_task(void *context, int64_t task, int thread)
     for (int64_t i = 0; i < b; i++) first += w->sequences[i].rows;
     const cry_sequence *s = w->sequences + b;
     int64_t wide = cry_ceil(dh, 32) * 32, T = s->rows;
+    int64_t at = s->position, before = w->at * c->K * s->capacity; /* of the layers before */
     float *qkv = w->qkv + first * w->E;
-    kernels->rope(qkv + head * share * dh, d->cosine, d->sine, T, w->E, share, dh, s->position, T, 0);
-    kernels->rope(qkv + (c->H + head) * dh, d->cosine, d->sine, T, w->E, 1, dh, s->position, T, 0);
-    kernels->attention_cached(w->h + first * c->H * dh, qkv, s->keys + w->at * c->K * dh * s->capacity,
-                              s->values + w->at * c->K * s->capacity * wide, c, head, T, s->position,
-                              s->capacity, scratch_of(w, thread));
+    kernels->rope(qkv + head * share * dh, d->cosine, d->sine, T, w->E, share, dh, at, T, 0);
+    kernels->rope(qkv + (c->H + head) * dh, d->cosine, d->sine, T, w->E, 1, dh, at, T, 0);
+    kernels->attention_cached(w->h + first * c->H * dh, qkv, s->keys + before * dh,
+                              s->values + before * wide, c, head, T, at, s->capacity,
+                              scratch_of(w, thread));
 }
 
 static void run_layer(decode_job *w, int64_t B)
@@ -114,8 +116,8 @@ static void run_layer(decode_job *w, int64_t B)
 static int decoder_ok(const cry_decoder *d)
 {
     const cry_attention *c = &d->shape;
-    return d->layers > 0 && d->D > 0 && d->F > 0 && d->V > 0 && c->K > 0 && c->H > 0 &&
-           c->H % c->K == 0 && c->head_dim > 0 && c->head_dim % 2 == 0 && c->H * c->head_dim == d->D;
+    if (d->layers < 1 || d->D < 1 || d->F < 1 || d->V < 1 || c->K < 1 || c->H < 1) return 0;
+    return c->H % c->K == 0 && c->head_dim % 2 == 0 && c->H * c->head_dim == d->D;
 }
 
 cry_status cry_decode(const cry_team *team, float *h, const cry_decoder *d, const int32_t *ids,
@@ -133,7 +135,8 @@ cry_status cry_decode(const cry_team *team, float *h, const cry_decoder *d, cons
     if (R == 0) return CRY_OK;
     if (team->shared_len < cry_need_decode(d, R)) return CRY_NO_SCRATCH;
     if (team->scratch_len < cry_need_decode_scratch(team, d, R)) return CRY_NO_SCRATCH;
-    decode_job w = {.team = team, .decoder = d, .sequences = sequences, .R = R, .E = width_of_qkv(d)};
+    decode_job w = {.team = team, .decoder = d, .sequences = sequences, .R = R};
+    w.E = width_of_qkv(d);
     w.x = team->shared;
     w.mid = w.x + cry_round64(R * d->D);
     w.h = w.mid + cry_round64(R * d->D);

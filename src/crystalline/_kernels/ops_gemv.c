@@ -1,4 +1,4 @@
-/* Products of few rows, and weights kept in fewer bits: arguments checked, columns cut over the team. */
+/* Products of few rows, and weights kept in fewer bits, over the team: work is cut by columns. */
 #include "tasks.h"
 
 #include <string.h>
@@ -37,7 +37,8 @@ static cry_weight columns_from(const cry_weight *w, int64_t j, int64_t K)
     return part;
 }
 
-void cry_weight_block(const cry_team *team, const cry_block *b, const cry_weight *weight, float *scratch)
+void cry_weight_block(const cry_team *team, const cry_block *b, const cry_weight *weight,
+                      float *scratch)
 {
     const cry_kernels *kernels = team->kernels;
     float *y = b->y + b->j;
@@ -53,8 +54,8 @@ void cry_weight_block(const cry_team *team, const cry_block *b, const cry_weight
             const float *from = init ? init + j : 0;
             cry_weight panel = columns_from(&part, j, b->K);
             kernels->widen(scratch, panel.panels, panel.format, b->K);
-            kernels->gemm(y + j, b->ldy, panel.scales ? 0 : from, b->ldi, b->x, b->K, 1, scratch, b->R,
-                          n, b->K);
+            kernels->gemm(y + j, b->ldy, panel.scales ? 0 : from, b->ldi, b->x, b->K, 1, scratch,
+                          b->R, n, b->K);
             if (panel.scales)
                 kernels->rescale(y + j, b->ldy, from, b->ldi, panel.scales, b->R, n);
         }
@@ -98,7 +99,8 @@ static few_job job_of(const cry_team *team, float *y, const float *x, const floa
                       int64_t N, int64_t K)
 {
     return (few_job){.team = team, .columns = cry_columns(N),
-                     .all = {.y = y, .init = init, .x = x, .ldy = N, .ldi = N, .R = R, .n = N, .K = K}};
+                     .all = {.y = y, .init = init, .x = x, .ldy = N, .ldi = N, .R = R, .n = N,
+                             .K = K}};
 }
 
 void cry_gemv_unpacked(const cry_team *team, float *y, const float *x, const float *w,
@@ -113,8 +115,8 @@ cry_status cry_matmul_weight(const cry_team *team, float *y, const float *x, con
                              const float *init, int64_t R, int64_t N, int64_t K)
 {
     if (R < 0 || N <= 0 || K <= 0) return CRY_BAD_SHAPE;
-    if (R > CRY_FEW_ROWS && weight->format != CRY_FP32 && team->scratch_len < cry_need_weight(team, K))
-        return CRY_NO_SCRATCH;
+    int widens = R > CRY_FEW_ROWS && weight->format != CRY_FP32;
+    if (widens && team->scratch_len < cry_need_weight(team, K)) return CRY_NO_SCRATCH;
     few_job job = job_of(team, y, x, init, R, N, K);
     job.weight = weight;
     if (R > 0) cry_run(team, cry_ceil(N, job.columns), weight_task, &job);

@@ -48,6 +48,7 @@ typedef struct cry_block {
     const float *init, *x;
     int64_t ldy, ldi, R, j, n, K;
 } cry_block;
-void cry_weight_block(const cry_team *team, const cry_block *block, const cry_weight *weight, float *scratch);
+void cry_weight_block(const cry_team *team, const cry_block *block, const cry_weight *weight,
+                      float *scratch);
 
 #endif

@@ -148,8 +148,8 @@ CRY_API int64_t cry_weight_bytes(const cry_team *team, cry_format format, int64_
 CRY_API int64_t cry_weight_scales(const cry_team *team, cry_format format, int64_t N);
 /* Floats needed in `scratch` a thread, by packing and by products. */
 CRY_API int64_t cry_need_weight(const cry_team *team, int64_t K);
-CRY_API cry_status cry_narrow_weight(const cry_team *team, void *panels, float *scales, const float *w,
-                                     cry_format format, int64_t N, int64_t K);
+CRY_API cry_status cry_narrow_weight(const cry_team *team, void *panels, float *scales,
+                                     const float *w, cry_format format, int64_t N, int64_t K);
 /* y(R,N) = init(R,N) + x(R,K) w(N,K)^T; init may be NULL, and must not be y for int8. */
 CRY_API cry_status cry_matmul_weight(const cry_team *team, float *y, const float *x,
                                      const cry_weight *weight, const float *init, int64_t R,
