@@ -3,8 +3,8 @@
     python bench/generation.py --model seed --model m --threads 2
 
 Random weights, greedy, after a prompt of 16 tokens; the least disturbed token counts on both
-sides.  The bandwidth is that of a product of one row with a matrix of 256 MiB, in the same run; a
-model's share is (bytes of its weights / seconds a token) / bandwidth.
+sides.  The bandwidth is that of a product of one row with a matrix of 256 MiB, in turn with
+them; a model's share is (bytes of its weights / seconds a token) / bandwidth.
 """
 
 from __future__ import annotations
@@ -28,29 +28,31 @@ from crystalline.weights import Cache, Weights
 PEER = [sys.executable, str(Path(__file__).with_name("torch_generation.py"))]
 
 
-def fastest(work: Callable[[], None], times: int) -> float:
-    """Seconds of the least disturbed of some calls."""
-    seconds = []
+def fastest(works: list[Callable[[], None]], times: int) -> list[float]:
+    """Seconds of the least disturbed call of each, in turn."""
+    seconds: list[list[float]] = [[] for _ in works]
     for _ in range(times):
-        begun = time.perf_counter()
-        work()
-        seconds.append(time.perf_counter() - begun)
-    return min(seconds)
+        for mine, work in zip(seconds, works, strict=True):
+            begun = time.perf_counter()
+            work()
+            mine.append(time.perf_counter() - begun)
+    return [min(mine) for mine in seconds]
 
 
-def bandwidth(team: Team, mib: int) -> float:
-    """Bytes per second that the team reads from memory."""
+def reading(team: Team, mib: int) -> Callable[[], None]:
+    """A work that reads so much from memory: a product of one row."""
     columns = 1024
     rows = mib * 2**18 // columns
     weight = team.weight(np.ones((rows, columns), np.float32))
     x, y = np.ones((1, columns), np.float32), np.empty((1, rows), np.float32)
-    return 4 * rows * columns / fastest(lambda: team.matmul_weight(y, x, weight), 20)
+    return lambda: team.matmul_weight(y, x, weight)
 
 
 def ours(
-    c: ModelConfig, tensors: Parameters, team: Team, precision: str, batch: int, tokens: int
-) -> tuple[float, int]:
-    """Seconds a step, and bytes of weights that a step reads."""
+    c: ModelConfig, tensors: Parameters, team: Team, precision: str, batch: int, tokens: int,
+    read: Callable[[], None],
+) -> tuple[float, float, int]:  # fmt: skip
+    """Seconds a step, and of ``read`` in turn with it; bytes of weights that a step reads."""
     weights = Weights(c, tensors.named, team, precision)
     caches = [Cache(c, 16 + tokens) for _ in range(batch)]
     keys, values = [k.keys for k in caches], [k.values for k in caches]
@@ -69,8 +71,9 @@ def ours(
         ids[:] = logits.argmax(1)
         at[0] += 1
 
-    read = weights.nbytes if c.tied else weights.nbytes - weights.embedding.nbytes
-    return fastest(step, tokens), read
+    size = weights.nbytes if c.tied else weights.nbytes - weights.embedding.nbytes
+    seconds, reads = fastest([step, read], tokens)
+    return seconds, reads, size
 
 
 def torch_rate(name: str, precision: str, batch: int, tokens: int, threads: int) -> float:
@@ -97,15 +100,17 @@ def main(
 ) -> None:  # fmt: skip
     """One line for each model, precision and batch."""
     team, rows = Team(threads), []
+    probe = reading(team, mib)
     for name in names:
         c = PRESETS[name]
         parameters = Parameters(c)
         initialise(parameters, 0)
         for precision in precisions:
             for batch in batches:
-                most = bandwidth(team, mib)
-                seconds, read = ours(c, parameters, team, precision, batch, tokens)
-                most = max(most, bandwidth(team, mib))
+                seconds, reads, read = ours(
+                    c, parameters, team, precision, batch, tokens, probe
+                )
+                most = mib * 2**20 / reads
                 row = {"model": name, "precision": precision, "batch": batch,
                        "tokens_per_s": batch / seconds, "weight_mib": read / 2**20,
                        "gb_per_s": most / 1e9, "share": read / seconds / most}  # fmt: skip
