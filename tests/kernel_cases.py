@@ -67,6 +67,42 @@ def matmul_dw(shape: Shape, add: bool = False, groups: Array | None = None) -> C
     )  # fmt: skip
 
 
+def weight(shape: Shape, precision: str, add: bool = False) -> Case:
+    """A product with a weight that is kept in a precision: that of its rounded numbers."""
+    R, N, K = shape
+    x, w, init = draw(R, K), draw(N, K, seed=1), draw(R, N, seed=2)
+    q, scale = ref.rounded_weight(w, precision)
+    kept = q * scale[:, None]
+
+    def run(team: Team, a: Arrays) -> None:
+        team.matmul_weight(
+            a["y"], a["x"], team.weight(a["w"], precision), *([a["init"]] if add else [])
+        )
+
+    terms = (np.hstack([x, init]), np.hstack([kept, np.eye(N)])) if add else (x, kept)
+    return Case(
+        {"x": x, "w": w} | ({"init": init} if add else {}), {"y": poison(R, N)}, run,
+        lambda o: [("matmul", o["y"], ref.matmul(*terms), terms, {})],
+    )  # fmt: skip
+
+
+def embedding_weight(shape: Shape, precision: str) -> Case:
+    R, N, K = shape
+    w, ids = draw(N, K), np.random.default_rng(0).integers(0, N, R, np.int32)
+    q, scale = ref.rounded_weight(w, precision)
+
+    def due(o: Arrays) -> list[Due]:
+        want = (q.astype(np.float32) * scale.astype(np.float32)[:, None])[ids]
+        assert np.array_equal(o["x"], want), "a gather moves bits"
+        return []
+
+    return Case(
+        {"w": w, "ids": ids}, {"x": poison(R, K)},
+        lambda team, a: team.embedding_weight(a["x"], team.weight(a["w"], precision), a["ids"]),
+        due,
+    )  # fmt: skip
+
+
 # --- Rows.
 
 
@@ -274,6 +310,17 @@ BUILDERS: dict[str, tuple[Builder, str]] = {
     "head+": (ON(head, add=True), "cross_entropy"),
     "adamw": (adamw, "flat"),
     "squared_norm": (squared_norm, "flat"),
+    "few": (matmul, "few"),
+    "few+": (ON(matmul, add=True), "few"),
+    "few packed": (ON(matmul, packed=True), "few"),
+    "few packed+": (ON(matmul, add=True, packed=True), "few"),
+    "weight fp32": (ON(weight, precision="fp32"), "few"),
+    "weight bf16": (ON(weight, precision="bf16"), "few"),
+    "weight bf16+": (ON(weight, precision="bf16", add=True), "few"),
+    "weight int8": (ON(weight, precision="int8"), "few"),
+    "weight int8+": (ON(weight, precision="int8", add=True), "few"),
+    "embedding bf16": (ON(embedding_weight, precision="bf16"), "few"),
+    "embedding int8": (ON(embedding_weight, precision="int8"), "few"),
     "exp": (exp, "flat"),
     "log": (log, "flat"),
 }

@@ -205,6 +205,7 @@ def test_what_resume_refuses(fails: Fails, model: Path, tmp_path: Path) -> None:
     ("--seed -1", "seed is -1"),
     ("--threads 0", "threads is 0"),
     ("--prompt \udcff", "lone surrogate"),
+    ("--precision fp8", "precision is 'fp8'; choose one of fp32, bf16, int8"),
 ])  # fmt: skip
 def test_what_generate_refuses(fails: Fails, made: Path, args: str, says: str) -> None:
     fails(2, says, "generate", made, *args.split())

@@ -58,6 +58,8 @@ def test_every_option_of_generate_has_its_effect(trained: Path) -> None:
     for option, value in (("--top-k", 1), ("--top-p", 1e-6), ("--min-p", 1)):
         assert text_of(trained, option, value) == greedy
     assert text_of(trained, "--temperature", 0, "--repetition-penalty", 3) != greedy
+    model = crystalline.load(trained, precision="int8")
+    assert text_of(trained, "--precision", "int8") == model.generate("the quick")
     first = base.split()[3]
     stopped = text_of(trained, "--stop", "never there", "--stop", first)
     assert stopped == base[: base.index(first)]

@@ -26,6 +26,11 @@ PROT_NONE = 0
 WIDTHS = (1, 5, 15, 16, 17, 31, 33, 48)
 SHAPES = {
     "matmul": [(R, N, K) for R in (1, 7, 13) for N, K in itertools.product(WIDTHS, (1, 17, 32))],
+    "few": [
+        (R, N, K)
+        for R in (1, 2, 5, 13, 17)
+        for N, K in itertools.product((15, 33, 130), (1, 17, 32))
+    ],
     "rows": [(R, D) for R in (1, 13) for D in WIDTHS],
     "swiglu": [(R, F) for R in (1, 13) for F in WIDTHS],
     "attention": [

@@ -19,9 +19,10 @@ import crystalline
 from crystalline._native import Team, available_isas
 from crystalline.checkpoint import load_model
 from crystalline.errors import ConfigError, UsageError
-from crystalline.inference import Model, _until
+from crystalline.inference import Model
 from crystalline.model import Decoder, Parameters
 from crystalline.sampling import Sampling, draw
+from crystalline.speaker import until
 
 
 @pytest.fixture(scope="module")
@@ -142,7 +143,7 @@ def test_until_is_the_text_before_the_first_stop(
         if found:
             want = text[: min(found)]
             break
-    got = "".join(_until(pieces(), stops))
+    got = "".join(until(pieces(), stops))
     if stops and want != text:
         assert text.startswith(got) and not any(s in got for s in stops)
     else:

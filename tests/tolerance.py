@@ -219,6 +219,11 @@ SHAPES: dict[str, list[tuple[int, ...]]] = {
         (1, 1, 1), (1, 17, 5), (3, 5, 7), (12, 32, 256), (13, 33, 257), (37, 1003, 65),
         (252, 31, 507), (65, 48, 600),
     ],
+    # The same for few rows: one panel and several, tails of each.
+    "few": [
+        (1, 1, 1), (1, 130, 17), (1, 1003, 65), (2, 200, 33), (3, 65, 70), (4, 97, 130),
+        (5, 33, 257), (8, 130, 48), (12, 64, 19), (13, 300, 21), (16, 47, 64), (17, 70, 40),
+    ],
     # B, T: batches that leave groups empty, fill each once, and fill some twice.
     "batch": [(1, 1), (1, 8), (5, 3), (12, 8), (13, 5), (37, 2)],
     # B, T, H, K, Dh

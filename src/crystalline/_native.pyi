@@ -14,6 +14,7 @@ _Bf16 = NDArray[np.uint16]
 ISAS: Final[tuple[str, ...]]
 PARTS: Final[int]
 cry_kernels: Final[object]
+PRECISIONS: Final[tuple[str, ...]]
 
 class _Statistics(TypedDict):
     regions: int
@@ -52,6 +53,33 @@ class Pool:
         steal: bool,
     ) -> None: ...
     def statistics(self) -> _Statistics: ...
+
+class Weight:
+    @property
+    def rows(self) -> int: ...
+    @property
+    def columns(self) -> int: ...
+    @property
+    def precision(self) -> str: ...
+    @property
+    def isa(self) -> str: ...
+    @property
+    def nbytes(self) -> int: ...
+
+class Stack:
+    @property
+    def isa(self) -> str: ...
+    def __init__(
+        self,
+        layers: Sequence[tuple[_Floats, Weight, Weight, _Floats, Weight, Weight, Weight]],
+        norm: _Floats,
+        embedding: Weight,
+        cosine: _Floats,
+        sine: _Floats,
+        H: int,
+        K: int,
+        eps: float,
+    ) -> None: ...
 
 class Products(Pool):
     def matmul(self, y: _Floats, x: _Floats, w: _Floats, init: _Floats | None = None) -> None: ...
@@ -148,7 +176,24 @@ class Narrow(Attends):
     def swiglu_bf16(self, act: _Bf16, gu: _Bf16) -> None: ...
     def swiglu_bwd_bf16(self, dgu: _Bf16, dact: _Bf16, gu: _Bf16) -> None: ...
 
-class Team(Narrow):
+class Generates(Narrow):
+    def weight(self, w: _Floats, precision: str = "fp32") -> Weight: ...
+    def matmul_weight(
+        self, y: _Floats, x: _Floats, w: Weight, init: _Floats | None = None
+    ) -> None: ...
+    def embedding_weight(self, x: _Floats, w: Weight, ids: _Ids) -> None: ...
+    def decode(
+        self,
+        h: _Floats,
+        stack: Stack,
+        ids: _Ids,
+        keys: Sequence[_Floats],
+        values: Sequence[_Floats],
+        rows: _Starts,
+        positions: _Starts,
+    ) -> None: ...
+
+class Team(Generates):
     def work_floats(
         self, groups: _Starts, T: int, D: int, H: int, K: int, F: int, V: int
     ) -> int: ...

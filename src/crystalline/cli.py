@@ -190,13 +190,16 @@ def train(
 )
 @_options(SAMPLING_OPTIONS)
 @click.option("--stop", multiple=True, help=_help("End before this text; repeatable.", "none"))
+@click.option("--precision", default="fp32", show_default=True,
+              help="How the weights are kept: fp32, bf16 or int8.")  # fmt: skip
 @click.option(
     "--live", is_flag=True, help="Write with the weights of the training that runs there now."
 )
 @click.option("--json", "as_json", is_flag=True, help="Write one JSON object: prompt and text.")
 def generate(
-    folder: str, prompt: str, live: bool, as_json: bool, threads: int | None, **options: Any
-) -> None:
+    folder: str, prompt: str, precision: str, live: bool, as_json: bool, threads: int | None,
+    **options: Any,
+) -> None:  # fmt: skip
     """Write with the model in FOLDER, as it comes, after the prompt.
 
     The prompt is repeated in front, in bold on a terminal; --json keeps the two apart.
@@ -205,13 +208,13 @@ def generate(
     if live:
         from crystalline.spheres.live import load_live
 
-        model, step = load_live(folder, threads)
+        model, step = load_live(folder, threads, precision)
         click.echo(click.style(f"weights of step {step:,}", dim=True), err=True)
         _write(model, prompt, as_json, options, {"step": step})
         return
     from crystalline.inference import load
 
-    _write(load(folder, threads), prompt, as_json, options)
+    _write(load(folder, threads, precision), prompt, as_json, options)
 
 
 @cli.command()

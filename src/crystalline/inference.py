@@ -1,5 +1,4 @@
-"""A trained model in use: logits, losses and text, from weights packed once and a cache of keys
-and values."""
+"""A trained model in use: logits, losses and text, of one sequence or many."""
 
 from __future__ import annotations
 
@@ -17,11 +16,12 @@ from crystalline._native import Team
 from crystalline.checkpoint import load_model
 from crystalline.config import ModelConfig
 from crystalline.errors import UsageError
-from crystalline.model import Parameters, group_order
-from crystalline.positions import rope_tables
-from crystalline.sampling import Sampling, draw
+from crystalline.model import group_order
+from crystalline.sampling import Sampling
+from crystalline.speaker import Speaker, until
 from crystalline.team import make_team
 from crystalline.tokenizer import Tokenizer
+from crystalline.weights import Cache, Weights, checked_precision
 
 Floats = NDArray[np.float32]
 Ids = Sequence[int] | NDArray[np.integer[Any]]
@@ -40,48 +40,24 @@ def _after_fork() -> None:
 os.register_at_fork(after_in_child=_after_fork)
 
 
-class Cache:
-    """Keys (K, Dh, C) and values (K, C, Dh up to 32) of every layer; C is T rounded up to 64."""
-
-    def __init__(self, c: ModelConfig, positions: int) -> None:
-        room, wide = -(-positions // 64) * 64, -(-c.head_dim // 32) * 32
-        self.keys = [np.zeros((c.kv_heads, c.head_dim, room), np.float32) for _ in range(c.layers)]
-        self.values = [np.zeros((c.kv_heads, room, wide), np.float32) for _ in range(c.layers)]
-        self.used = 0
-
-
 class Model:
     """A model ready for use; ``load`` and ``train`` return one.  Threads may share it: calls wait
-    for each other."""
+    for each other.
+
+    ``precision`` is how its weights are kept: "fp32", "bf16" or "int8" (docs/generation.md);
+    ``weight_bytes`` is the memory they take.
+    """
 
     def __init__(
         self, config: ModelConfig, tokenizer: Tokenizer, weights: dict[str, Floats],
-        threads: int | None = None,
+        threads: int | None = None, precision: str = "fp32",
     ) -> None:  # fmt: skip
+        self.precision = checked_precision(precision)
         self.config, self.tokenizer, self.team = config, tokenizer, make_team(threads)
         self._lock = threading.RLock()
         _models.add(self)
-        self._cosine, self._sine = rope_tables(config.seq_len, config.head_dim, config.rope_theta)
-        parameters = Parameters(config)
-        parameters.load(weights)
-        self._plain: dict[str, Floats] = {}
-        self._packed: dict[str, Floats] = {}
-        self._head = "model.embed_tokens.weight" if config.tied else "lm_head.weight"
-        joined = (
-            "q_proj",
-            "k_proj",
-            "v_proj",
-            "gate_proj",
-            "up_proj",
-        )  # used as part of a fused one
-        for name, w in parameters.fused.items():
-            if name.endswith(tuple(f"{part}.weight" for part in joined)):
-                continue
-            if w.ndim == 1 or name in ("model.embed_tokens.weight", self._head):
-                self._plain[name] = w.copy()
-            if w.ndim == 2 and (name == self._head or "embed" not in name):
-                self._packed[name] = np.empty(self.team.packed_len(*w.shape), np.float32)
-                self.team.pack_weight(self._packed[name], w)
+        self._weights = Weights(config, weights, self.team, precision)
+        self.weight_bytes = self._weights.nbytes
 
     # --- forward ----------------------------------------------------------------------------------
 
@@ -103,41 +79,27 @@ class Model:
             )
         return array.astype(np.int32)
 
-    def _hidden(self, ids: NDArray[np.int32], cache: Cache) -> Floats:
-        """The normed last hidden state (R, D) of new tokens, which join the cache."""
-        c, team, R = self.config, self.team, len(ids)
-        x, mid, h = (np.empty((R, c.dim), np.float32) for _ in range(3))
-        qkv = np.empty((R, (c.heads + 2 * c.kv_heads) * c.head_dim), np.float32)
-        gu, act = np.empty((R, 2 * c.hidden), np.float32), np.empty((R, c.hidden), np.float32)
-        rrms = np.empty(R, np.float32)
-        team.embedding(x, self._plain["model.embed_tokens.weight"], ids)
-        for layer in range(c.layers):
-            p = f"model.layers.{layer}."
-            team.rmsnorm(h, rrms, x, self._plain[p + "input_layernorm.weight"], c.norm_eps)
-            team.matmul_packed(qkv, h, self._packed[p + "self_attn.qkv"])
-            team.rope(qkv, self._cosine, self._sine, c.heads + c.kv_heads, R, cache.used)
-            team.attention_cached(
-                h, qkv, cache.keys[layer], cache.values[layer], c.heads, cache.used
-            )
-            team.matmul_packed(mid, h, self._packed[p + "self_attn.o_proj.weight"], x)
-            team.rmsnorm(
-                h, rrms, mid, self._plain[p + "post_attention_layernorm.weight"], c.norm_eps
-            )
-            team.matmul_packed(gu, h, self._packed[p + "mlp.gate_up"])
-            team.swiglu(act, gu)
-            team.matmul_packed(x, act, self._packed[p + "mlp.down_proj.weight"], mid)
-        team.rmsnorm(h, rrms, x, self._plain["model.norm.weight"], c.norm_eps)
-        cache.used += R
+    def _hidden(self, ids: Sequence[NDArray[np.int32]], caches: Sequence[Cache]) -> Floats:
+        """The normed last hidden states (R, D) of the new tokens, which join their caches."""
+        rows = np.array([len(one) for one in ids], np.int64)
+        used = np.array([cache.used for cache in caches], np.int64)
+        h = np.empty((int(rows.sum()), self.config.dim), np.float32)
+        self.team.decode(
+            h, self._weights.stack, np.concatenate(ids),
+            [cache.keys for cache in caches], [cache.values for cache in caches], rows, used,
+        )  # fmt: skip
+        for one, cache in zip(ids, caches, strict=True):
+            cache.used += len(one)
         return h
 
     def _prefill(self, ids: NDArray[np.int32], cache: Cache) -> Iterator[Floats]:
         """Hidden states of the tokens, at most ROWS at a time, so memory stays bounded."""
         for at in range(0, len(ids), ROWS):
-            yield self._hidden(ids[at : at + ROWS], cache)
+            yield self._hidden([ids[at : at + ROWS]], [cache])
 
     def _project(self, h: Floats) -> Floats:
         logits = np.empty((len(h), self.config.vocab_size), np.float32)
-        self.team.matmul_packed(logits, h, self._packed[self._head])
+        self.team.matmul_weight(logits, h, self._weights.head)
         return logits
 
     def logits(self, ids: Ids) -> Floats:
@@ -155,31 +117,52 @@ class Model:
             h = np.concatenate(list(self._prefill(array[:-1], cache)))
             losses = np.empty(len(h), np.float32)
             groups = group_order(1)[1] * len(h)
-            self.team.head(losses, h, self._plain[self._head], array[1:].copy(), groups)
+            # The head of training wants rows of float32; they are there for the moment only.
+            table = np.empty((self.config.vocab_size, self.config.dim), np.float32)
+            rows = np.arange(len(table), dtype=np.int32)
+            self.team.embedding_weight(table, self._weights.head, rows)
+            self.team.head(losses, h, table, array[1:].copy(), groups)
         return float(np.add.accumulate(losses, dtype=np.float64)[-1] / len(h))
 
     # --- text -------------------------------------------------------------------------------------
 
     def _tokens(self, prompt: list[int], most: int, sampling: Sampling, seed: int) -> Iterator[int]:
-        """New tokens after the prompt, until the end of text or ``most`` of them.
+        """New tokens after the prompt, until the end of text or ``most`` of them."""
+        return (token for _, token in self._batch([prompt], most, sampling, [seed]))
 
-        When the positions run out the model goes on from the last half of them.
-        """
-        ids, bits, room = list(prompt), np.random.PCG64(seed), self.config.seq_len
-        cache, fresh = Cache(self.config, room), ids
-        for _ in range(most):
-            if cache.used + len(fresh) > room:
-                cache, fresh = Cache(self.config, room), ids[-max(room // 2, 1) :]
+    def _batch(
+        self, prompts: list[list[int]], most: int, sampling: Sampling, seeds: Sequence[int]
+    ) -> Iterator[tuple[int, int]]:
+        """(place, token) as they are drawn, for each prompt until its end of text or ``most``."""
+        going = [
+            Speaker(place, self.config, ids, most, seed)
+            for place, (ids, seed) in enumerate(zip(prompts, seeds, strict=True))
+        ]
+        while going:
             with self._lock:
-                for h in self._prefill(np.array(fresh, np.int32), cache):
-                    last = h[-1:]
-                logits = self._project(np.ascontiguousarray(last))[0]
-                token = draw(logits, np.array(ids), sampling, bits, self.team)
-            if token == self.tokenizer.eot:
-                return
-            ids.append(token)
-            fresh = [token]
-            yield token
+                logits = self._next_logits(going)
+                drawn = [s.draw(z, sampling, self.team) for s, z in zip(going, logits, strict=True)]
+            for speaker, token in zip(going, drawn, strict=True):
+                speaker.take(token, self.tokenizer.eot)
+                if not speaker.ended:
+                    yield speaker.place, token
+            going = [s for s in going if not s.ended and s.left]
+
+    def _next_logits(self, going: Sequence[Speaker]) -> Floats:
+        """Logits (B, V) of every speaker's next token: long beginnings alone, the rest together."""
+        last = np.empty((len(going), self.config.dim), np.float32)
+        single = []
+        for i, speaker in enumerate(going):
+            fresh = speaker.fresh()
+            if len(fresh) == 1:
+                single.append(i)
+                continue
+            for h in self._prefill(fresh, speaker.cache):
+                last[i] = h[-1]
+        if single:
+            ids = [going[i].fresh() for i in single]
+            last[single] = self._hidden(ids, [going[i].cache for i in single])
+        return self._project(last)
 
     def stream(
         self, prompt: str = "", *, max_tokens: int = 200, seed: int = 0,
@@ -193,14 +176,37 @@ class Model:
         out of range.
         """
         sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty)
-        if max_tokens < 1:
-            raise UsageError(f"max_tokens is {max_tokens}, but must be 1 or more")
-        if seed < 0:
-            raise UsageError(f"seed is {seed}, but must be 0 or more")
-        stops = [s for s in ([stop] if isinstance(stop, str) else stop) if s]
-        ids = self.tokenizer.encode(prompt).tolist() or [self.tokenizer.eot]
-        pieces = self._pieces(self._tokens(ids, max_tokens, sampling, seed))
-        return _until(pieces, stops)
+        _check_run(max_tokens, seed)
+        pieces = self._pieces(self._tokens(self._ids(prompt), max_tokens, sampling, seed))
+        return until(pieces, _stops(stop))
+
+    def generate(self, prompt: str = "", **options: Any) -> str:
+        """The text after ``prompt``, as one string; the options are those of ``stream``."""
+        return "".join(self.stream(prompt, **options))
+
+    def generate_batch(
+        self, prompts: Sequence[str], *, max_tokens: int = 200, seed: int = 0,
+        stop: str | Sequence[str] = (), temperature: float = 0.8, top_k: int = 0,
+        top_p: float = 1.0, min_p: float = 0.0, repetition_penalty: float = 1.0,
+    ) -> list[str]:  # fmt: skip
+        """The texts after the prompts, made together: the weights are read once for all of them.
+
+        Text i is that of ``generate(prompts[i], seed=seed + i, ...)``.  Raises as ``stream`` does.
+        """
+        sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty)
+        _check_run(max_tokens, seed)
+        if isinstance(prompts, str):
+            raise UsageError("prompts is one string, but must be a list of them; use generate")
+        tokens: list[list[int]] = [[] for _ in prompts]
+        seeds = range(seed, seed + len(prompts))
+        begun = [self._ids(prompt) for prompt in prompts]
+        for place, token in self._batch(begun, max_tokens, sampling, seeds):
+            tokens[place].append(token)
+        stops = _stops(stop)
+        return ["".join(until(self._pieces(iter(one)), stops)) for one in tokens]
+
+    def _ids(self, prompt: str) -> list[int]:
+        return self.tokenizer.encode(prompt).tolist() or [self.tokenizer.eot]
 
     def _pieces(self, tokens: Iterator[int]) -> Iterator[str]:
         """Text of the tokens; bytes of a character that is not complete yet wait."""
@@ -211,30 +217,25 @@ class Model:
         if text := decoder.decode(b"", final=True):
             yield text
 
-    def generate(self, prompt: str = "", **options: Any) -> str:
-        """The text after ``prompt``, as one string; the options are those of ``stream``."""
-        return "".join(self.stream(prompt, **options))
+
+def _check_run(max_tokens: int, seed: int) -> None:
+    if max_tokens < 1:
+        raise UsageError(f"max_tokens is {max_tokens}, but must be 1 or more")
+    if seed < 0:
+        raise UsageError(f"seed is {seed}, but must be 0 or more")
 
 
-def _until(pieces: Iterator[str], stops: list[str]) -> Iterator[str]:
-    """The pieces up to the first stop string; what may be the beginning of one is held back."""
-    held = ""
-    for piece in pieces:
-        held += piece
-        found = [at for stop in stops if (at := held.find(stop)) >= 0]
-        if found:
-            if min(found):
-                yield held[: min(found)]
-            return
-        keep = max((n for s in stops for n in range(len(s)) if held.endswith(s[:n])), default=0)
-        if len(held) > keep:
-            yield held[: len(held) - keep]
-            held = held[len(held) - keep :]
-    if held:
-        yield held
+def _stops(stop: str | Sequence[str]) -> list[str]:
+    return [s for s in ([stop] if isinstance(stop, str) else stop) if s]
 
 
-def load(folder: str | os.PathLike[str], threads: int | None = None) -> Model:
-    """The model in a folder.  Raises CheckpointError if a file is missing or damaged."""
+def load(
+    folder: str | os.PathLike[str], threads: int | None = None, precision: str = "fp32"
+) -> Model:
+    """The model in a folder, its weights kept in ``precision``: "fp32", "bf16" or "int8".
+
+    Raises CheckpointError if a file is missing or damaged, UsageError for another precision.
+    """
+    checked_precision(precision)
     config, tokenizer, weights = load_model(folder)
-    return Model(config, tokenizer, weights, threads)
+    return Model(config, tokenizer, weights, threads, precision)

@@ -19,6 +19,12 @@ cdef extern from "crystalline/kernels.h" nogil:
     ctypedef struct cry_attention:
         int64_t T, H, K, head_dim
         float scale
+    ctypedef enum cry_format:
+        CRY_FP32, CRY_BF16, CRY_INT8
+    ctypedef struct cry_weight:
+        const void *panels
+        const float *scales
+        cry_format format
     ctypedef struct cry_kernels:
         int64_t abi, size
         const char *isa
@@ -67,6 +73,20 @@ cdef extern from "crystalline/kernels.h" nogil:
         void (*exp)(float *y, const float *x, int64_t n) noexcept nogil
         void (*log)(float *y, const float *x, int64_t n) noexcept nogil
         void (*exp2)(float *y, const float *x, int64_t n) noexcept nogil
+        void (*gemv)(float *c, int64_t ldc, const float *init, int64_t ldi, const float *a,
+                 int64_t lda, const cry_weight *weight, int64_t m, int64_t n,
+                 int64_t k) noexcept nogil
+        void (*gemv_unpacked)(float *c, int64_t ldc, const float *init, int64_t ldi,
+                 const float *a, int64_t lda, const float *w, int64_t m, int64_t n, int64_t k,
+                 int far) noexcept nogil
+        void (*narrow)(void *to, float *scales, const float *panel, cry_format format,
+                 int64_t k) noexcept nogil
+        void (*widen)(float *panel, const void *packed, cry_format format,
+                 int64_t k) noexcept nogil
+        void (*rescale)(float *c, int64_t ldc, const float *init, int64_t ldi,
+                 const float *scales, int64_t m, int64_t n) noexcept nogil
+        void (*embedding_packed)(float *x, const cry_weight *weight, int64_t id,
+                 int64_t k) noexcept nogil
     ctypedef uint16_t cry_bf16
     ctypedef struct cry_bf16_kernels:
         void (*pack)(float *panel, const float *b, int64_t ks, int64_t ns, int64_t k,
@@ -192,3 +212,34 @@ cdef extern from "crystalline/parallel.h" nogil:
              const float *grad, int64_t n, const cry_adamw *c)
     cry_status cry_squared_norm(const cry_team *team, double *sums, const float *x, int64_t n)
     cry_status cry_touch(const cry_team *team, float *x, int64_t n)
+    enum: CRY_FEW_ROWS
+    int64_t cry_weight_bytes(const cry_team *team, cry_format format, int64_t N, int64_t K)
+    int64_t cry_weight_scales(const cry_team *team, cry_format format, int64_t N)
+    int64_t cry_need_weight(const cry_team *team, int64_t K)
+    cry_status cry_narrow_weight(const cry_team *team, void *panels, float *scales,
+             const float *w, cry_format format, int64_t N, int64_t K)
+    cry_status cry_matmul_weight(const cry_team *team, float *y, const float *x,
+             const cry_weight *weight, const float *init, int64_t R, int64_t N, int64_t K)
+    cry_status cry_embedding_weight(const cry_team *team, float *x, const cry_weight *weight,
+             const int32_t *ids, int64_t R, int64_t N, int64_t K)
+    ctypedef struct cry_layer:
+        const float *norm
+        const float *norm2
+        cry_weight qkv, out, gate, up, down
+    ctypedef struct cry_decoder:
+        int64_t layers, D, F, V, positions
+        cry_attention shape
+        float eps
+        const float *cosine
+        const float *sine
+        const cry_layer *layer
+        const float *norm
+        cry_weight embedding
+    ctypedef struct cry_sequence:
+        float *keys
+        float *values
+        int64_t rows, position, capacity
+    int64_t cry_need_decode(const cry_decoder *decoder, int64_t R)
+    int64_t cry_need_decode_scratch(const cry_team *team, const cry_decoder *decoder, int64_t R)
+    cry_status cry_decode(const cry_team *team, float *h, const cry_decoder *decoder,
+             const int32_t *ids, const cry_sequence *sequences, int64_t B)

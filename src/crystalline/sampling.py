@@ -67,14 +67,27 @@ def draw(
     z = (logits - logits.max()) / np.float32(s.temperature)
     weights = np.empty_like(z)
     team.exp(weights, z)
-    order = np.argsort(-z, kind="stable")
-    p = weights[order].astype(np.float64)
-    if s.top_k:
-        p = p[: s.top_k]
-    p = p[p >= s.min_p * p[0]]
+    p = weights.astype(np.float64)
+    p[weights < np.float32(s.min_p)] = 0.0  # the likeliest has weight 1
+    order = None  # by id, unless a filter goes by the rank
+    if s.top_k or s.top_p < 1.0:
+        order = _by_rank(z)[: s.top_k or None]
+        p = p[order]
     total = np.add.accumulate(p)
     if s.top_p < 1.0:
-        keep = int(np.searchsorted(total, s.top_p * total[-1])) + 1
-        total = total[:keep]
-    at = int(np.searchsorted(total, uniform(bits) * total[-1], side="right"))
-    return int(order[min(at, len(total) - 1)])
+        total = total[: int(np.searchsorted(total, s.top_p * total[-1])) + 1]
+    last = int(np.searchsorted(total, total[-1]))  # what comes after has no weight
+    at = min(int(np.searchsorted(total, uniform(bits) * total[-1], side="right")), last)
+    return at if order is None else int(order[at])
+
+
+def _by_rank(z: NDArray[np.float32]) -> NDArray[np.int64]:
+    """The ids from the largest z (all are 0 or less) to the smallest, equal ones by id.
+
+    One sort of whole numbers, magnitude above id: no two are equal, so every algorithm gives the
+    same order, and NumPy's fastest is six times as fast as its stable one.
+    """
+    keys = np.abs(z).view(np.uint32).astype(np.uint64) << np.uint64(32)
+    keys |= np.arange(len(z), dtype=np.uint64)
+    keys.sort()
+    return (keys & np.uint64(0xFFFFFFFF)).astype(np.int64)

@@ -23,6 +23,7 @@
 #include "embedding.h"
 #include "softmax.h"
 #include "optim.h"
+#include "gemv.h"
 
 static void exp_span(float *y, const float *x, int64_t n)
 {
@@ -67,4 +68,10 @@ const cry_kernels CRY_TABLE = {
     .exp = exp_span,
     .log = log_span,
     .exp2 = exp2_span,
+    .gemv = gemv,
+    .gemv_unpacked = gemv_unpacked,
+    .narrow = narrow,
+    .widen = widen,
+    .rescale = rescale,
+    .embedding_packed = embedding_packed,
 };

@@ -143,6 +143,10 @@ cry_status cry_matmul_packed(const cry_team *team, float *y, const float *x, con
                              const float *init, int64_t R, int64_t N, int64_t K)
 {
     if (!sizes_ok(R, N, K)) return CRY_BAD_SHAPE;
+    if (R <= CRY_FEW_ROWS) {
+        cry_weight weight = {.panels = panels, .format = CRY_FP32};
+        return cry_matmul_weight(team, y, x, &weight, init, R, N, K);
+    }
     cry_products p = cry_float_products(team);
     cry_gemm(team, &p, y, N, init, x, K, panels, R, N, K);
     return CRY_OK;
@@ -152,6 +156,10 @@ cry_status cry_matmul(const cry_team *team, float *y, const float *x, const floa
                       const float *init, int64_t R, int64_t N, int64_t K)
 {
     if (!sizes_ok(R, N, K)) return CRY_BAD_SHAPE;
+    if (R <= CRY_FEW_ROWS) {
+        cry_gemv_unpacked(team, y, x, w, init, R, N, K);
+        return CRY_OK;
+    }
     if (team->shared_len < cry_need_matmul(team, N, K)) return CRY_NO_SCRATCH;
     cry_pack_weight(team, team->shared, w, N, K);
     return cry_matmul_packed(team, y, x, team->shared, init, R, N, K);

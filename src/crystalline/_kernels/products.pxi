@@ -17,7 +17,8 @@ cdef class Products(Pool):
             _same("matmul", "rows of init", init.shape[0], "rows of y", R)
             _same("matmul", "columns of init", init.shape[1], "columns of y", N)
             start = &init[0, 0]
-        self._reserve(cry_need_matmul(&self.c, N, K), 0)
+        if R > CRY_FEW_ROWS:  # fewer are multiplied where w lies
+            self._reserve(cry_need_matmul(&self.c, N, K), 0)
         self._enter()
         with nogil:
             status = cry_matmul(&self.c, &y[0, 0], &x[0, 0], &w[0, 0], start, R, N, K)

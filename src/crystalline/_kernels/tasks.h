@@ -64,4 +64,17 @@ int64_t cry_packed_len(const cry_team *team, int64_t length, int64_t n);
 void cry_gemm(const cry_team *team, const cry_products *p, float *c, int64_t ldc, const float *init,
               const float *a, int64_t rs, const float *panels, int64_t m, int64_t n, int64_t k);
 
+/* Few rows: a task is some columns of y, so that each thread reads long stretches of w. */
+int64_t cry_columns(int64_t N);
+void cry_gemv_unpacked(const cry_team *team, float *y, const float *x, const float *w,
+                       const float *init, int64_t R, int64_t N, int64_t K);
+/* Columns j .. j + n of y(R, ldy) = init + x w^T, by one thread; init may be NULL. */
+typedef struct cry_block {
+    float *y;
+    const float *init, *x;
+    int64_t ldy, ldi, R, j, n, K;
+} cry_block;
+void cry_weight_block(const cry_team *team, const cry_block *block, const cry_weight *weight,
+                      float *scratch);
+
 #endif

@@ -66,9 +66,10 @@ include "products.pxi"
 include "rows.pxi"
 include "attend.pxi"
 include "narrow.pxi"
+include "generate.pxi"
 
 
-cdef class Team(Narrow):
+cdef class Team(Generates):
     """What a pool can compute.  Arrays are float32 and C-contiguous; ids, targets int32; ``groups``
     holds 13 int64 row starts."""
 

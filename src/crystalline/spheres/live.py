@@ -231,7 +231,9 @@ class LiveTraining:
             _none_runs(self.folder)
 
 
-def load_live(folder: str | os.PathLike[str], threads: int | None = None) -> tuple[Model, int]:
+def load_live(
+    folder: str | os.PathLike[str], threads: int | None = None, precision: str = "fp32"
+) -> tuple[Model, int]:
     """The model that trains in a folder now, with its weights of a step; and that step.
 
     Configuration and vocabulary come from the folder's checkpoint.  Raises UsageError where no
@@ -241,7 +243,7 @@ def load_live(folder: str | os.PathLike[str], threads: int | None = None) -> tup
         config, tokenizer, _ = load_model(folder)
         parameters = Parameters(config)
         step, _ = live.weights(parameters.flat)
-    return Model(config, tokenizer, parameters.named, threads), step
+    return Model(config, tokenizer, parameters.named, threads, precision), step
 
 
 def _name(region: SharedRegion | None) -> str | None:

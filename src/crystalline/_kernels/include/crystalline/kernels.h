@@ -76,6 +76,14 @@ typedef struct cry_attention {
 } cry_attention;
 
 /* Append only.  Whoever got it by other ways than cry_kernels_for asks cry_kernels_fit first. */
+/* How the numbers of a packed weight are kept; int8 has a scale for each row of w(N,K). */
+typedef enum cry_format { CRY_FP32 = 0, CRY_BF16, CRY_INT8 } cry_format;
+typedef struct cry_weight {
+    const void *panels;  /* k x tile_n numbers each, of 4, 2 or 1 bytes */
+    const float *scales; /* (N up to a multiple of tile_n), NULL but for int8 */
+    cry_format format;
+} cry_weight;
+
 typedef struct cry_kernels {
     int64_t abi, size; /* CRY_KERNELS_ABI and sizeof(cry_kernels) of the library that made it */
     const char *isa;   /* "portable", "avx2" or "avx512" */
@@ -161,6 +169,21 @@ typedef struct cry_kernels {
     void (*exp)(float *y, const float *x, int64_t n);
     void (*log)(float *y, const float *x, int64_t n);
     void (*exp2)(float *y, const float *x, int64_t n); /* x <= 127; 0 below -126.5 */
+
+    /* c(m, n) = init + a w^T for few rows; int8: init + scale (a q^T). */
+    void (*gemv)(float *c, int64_t ldc, const float *init, int64_t ldi, const float *a, int64_t lda,
+                 const cry_weight *weight, int64_t m, int64_t n, int64_t k);
+    /* The same with w(n, k) as it lies; far: it is larger than the caches. */
+    void (*gemv_unpacked)(float *c, int64_t ldc, const float *init, int64_t ldi, const float *a,
+                          int64_t lda, const float *w, int64_t m, int64_t n, int64_t k, int far);
+    /* to(k, tile_n) and, for int8, scales(tile_n) from a panel; `widen` gives the panel back, int8
+     * without its scales; `rescale` is c(m, n) = init + scales c. */
+    void (*narrow)(void *to, float *scales, const float *panel, cry_format format, int64_t k);
+    void (*widen)(float *panel, const void *packed, cry_format format, int64_t k);
+    void (*rescale)(float *c, int64_t ldc, const float *init, int64_t ldi, const float *scales,
+                    int64_t m, int64_t n);
+    /* x(k) = row id of the packed w(N, k). */
+    void (*embedding_packed)(float *x, const cry_weight *weight, int64_t id, int64_t k);
 } cry_kernels;
 
 /* bf16: the upper half of a float32. */

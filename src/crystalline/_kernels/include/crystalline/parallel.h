@@ -196,6 +196,51 @@ CRY_API cry_status cry_squared_norm(const cry_team *team, double *sums, const fl
  * page near the thread.  n may be 0. */
 CRY_API cry_status cry_touch(const cry_team *team, float *x, int64_t n);
 
+/* Inference, with weights packed in any format.  Up to CRY_FEW_ROWS rows a product is limited by the
+ * reading of its weight, and is cut for that. */
+#define CRY_FEW_ROWS 16
+/* Bytes of the panels of w(N,K), and floats of its scales (0 unless int8). */
+CRY_API int64_t cry_weight_bytes(const cry_team *team, cry_format format, int64_t N, int64_t K);
+CRY_API int64_t cry_weight_scales(const cry_team *team, cry_format format, int64_t N);
+/* Floats needed in `scratch` a thread, by packing and by products. */
+CRY_API int64_t cry_need_weight(const cry_team *team, int64_t K);
+CRY_API cry_status cry_narrow_weight(const cry_team *team, void *panels, float *scales,
+                                     const float *w, cry_format format, int64_t N, int64_t K);
+/* y(R,N) = init(R,N) + x(R,K) w(N,K)^T; init may be NULL, and must not be y for int8. */
+CRY_API cry_status cry_matmul_weight(const cry_team *team, float *y, const float *x,
+                                     const cry_weight *weight, const float *init, int64_t R,
+                                     int64_t N, int64_t K);
+/* x(R,K) = w(N,K)[ids]. */
+CRY_API cry_status cry_embedding_weight(const cry_team *team, float *x, const cry_weight *weight,
+                                        const int32_t *ids, int64_t R, int64_t N, int64_t K);
+
+typedef struct cry_layer {
+    const float *norm, *norm2; /* gains (D) before attention and before the feed-forward part */
+    cry_weight qkv, out, gate, up, down;
+} cry_layer;
+typedef struct cry_decoder {
+    int64_t layers, D, F, V, positions;
+    cry_attention shape;         /* its T is not used */
+    float eps;
+    const float *cosine, *sine;  /* (positions, head_dim / 2) */
+    const cry_layer *layer;
+    const float *norm;           /* (D) after the last layer */
+    cry_weight embedding;        /* (V, D) */
+} cry_decoder;
+/* New tokens of one sequence, and its cache: keys (layers, K, head_dim, capacity), values (layers, K,
+ * capacity, head_dim rounded up to 32), capacity a multiple of 64. */
+typedef struct cry_sequence {
+    float *keys, *values;
+    int64_t rows, position, capacity;
+} cry_sequence;
+/* Floats of work space for R rows in all: in `shared`, and in `scratch` a thread. */
+CRY_API int64_t cry_need_decode(const cry_decoder *decoder, int64_t R);
+CRY_API int64_t cry_need_decode_scratch(const cry_team *team, const cry_decoder *decoder, int64_t R);
+/* h(R,D), the normed last hidden state of all new tokens, sequence after sequence, whose keys and
+ * values join the caches.  The same bits however the tokens are divided into calls and batches. */
+CRY_API cry_status cry_decode(const cry_team *team, float *h, const cry_decoder *decoder,
+                              const int32_t *ids, const cry_sequence *sequences, int64_t B);
+
 
 #ifdef __cplusplus
 }

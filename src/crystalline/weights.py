@@ -1,0 +1,73 @@
+"""The weights of a model in use, packed once in fp32, bf16 or int8; the cache of a sequence."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from crystalline._native import PRECISIONS, Stack, Team, Weight
+from crystalline.config import ModelConfig
+from crystalline.errors import UsageError
+from crystalline.positions import rope_tables
+
+Floats = NDArray[np.float32]
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+
+
+def checked_precision(precision: str) -> str:
+    """``precision``, if it is one that weights can be kept in."""
+    if precision not in PRECISIONS:
+        raise UsageError(f"precision is {precision!r}; choose one of {', '.join(PRECISIONS)}")
+    return precision
+
+
+class Weights:
+    """Everything a pass through the model reads.
+
+    Matrices are rounded to the precision, norm gains stay float32.  The embedding is read from the
+    same packed table as the output projection where they are tied, so no second copy is kept.
+    """
+
+    def __init__(
+        self, c: ModelConfig, tensors: dict[str, Floats], team: Team, precision: str
+    ) -> None:
+        def packed(*names: str) -> Weight:
+            parts = [np.asarray(tensors[name], np.float32) for name in names]
+            matrix = parts[0] if len(parts) == 1 else np.concatenate(parts)
+            return team.weight(np.ascontiguousarray(matrix), precision)
+
+        def gains(name: str) -> Floats:
+            return np.array(tensors[name], np.float32)
+
+        def layer(p: str) -> tuple[Floats, Weight, Weight, Floats, Weight, Weight, Weight]:
+            a, m = f"{p}self_attn.", f"{p}mlp."
+            return (
+                gains(p + "input_layernorm.weight"),
+                packed(*(f"{a}{part}_proj.weight" for part in "qkv")),
+                packed(a + "o_proj.weight"),
+                gains(p + "post_attention_layernorm.weight"),
+                packed(m + "gate_proj.weight"),
+                packed(m + "up_proj.weight"),
+                packed(m + "down_proj.weight"),
+            )
+
+        layers = [layer(f"model.layers.{i}.") for i in range(c.layers)]
+        norm = gains("model.norm.weight")
+        self.embedding = packed(EMBEDDING)
+        self.head = self.embedding if c.tied else packed(HEAD)
+        cosine, sine = rope_tables(c.seq_len, c.head_dim, c.rope_theta)
+        self.stack = Stack(
+            layers, norm, self.embedding, cosine, sine, c.heads, c.kv_heads, c.norm_eps
+        )
+        parts = [x for one in layers for x in one] + [norm, self.embedding]
+        self.nbytes = sum(x.nbytes for x in parts) + (0 if c.tied else self.head.nbytes)
+
+
+class Cache:
+    """Keys (L, K, Dh, C) and values (L, K, C, Dh up to 32); C is ``positions`` rounded up to 64."""
+
+    def __init__(self, c: ModelConfig, positions: int) -> None:
+        room, wide = -(-positions // 64) * 64, -(-c.head_dim // 32) * 32
+        self.keys = np.zeros((c.layers, c.kv_heads, c.head_dim, room), np.float32)
+        self.values = np.zeros((c.layers, c.kv_heads, room, wide), np.float32)
+        self.positions, self.used = positions, 0
