@@ -50,7 +50,7 @@ class Pool:
 
 class Team(Pool):
     def work_floats(
-        self, groups: _Starts, T: int, D: int, H: int, K: int, F: int, V: int
+        self, groups: _Starts, T: int, D: int, H: int, K: int, F: int, V: int, S: int = 0
     ) -> int: ...
     def exp(self, y: _Floats, x: _Floats) -> None: ...
     def log(self, y: _Floats, x: _Floats) -> None: ...
@@ -154,3 +154,38 @@ class Team(Pool):
     ) -> None: ...
     def squared_norm(self, x: _Floats, shares: NDArray[np.float64] | None = None) -> float: ...
     def touch(self, x: _Floats) -> None: ...
+    def head_sampled(
+        self,
+        losses: _Floats,
+        h: _Floats,
+        w: _Floats,
+        targets: _Ids,
+        groups: _Starts,
+        samples: _Ids,
+        log_expected: _Floats,
+        dh: _Floats | None = None,
+        dw: _Floats | None = None,
+        scale: float = 1.0,
+        order: _Ids | None = None,
+        index: _Starts | None = None,
+    ) -> None: ...
+    def adamw_rows(
+        self,
+        p: _Floats,
+        m: _Floats,
+        v: _Floats,
+        grad: _Floats,
+        rows: _Ids,
+        *,
+        grad_scale: float,
+        beta1: float,
+        beta2: float,
+        step_size: float,
+        eps: float,
+        decay: float,
+        root_bias2: float,
+    ) -> None: ...
+    def squared_norm_rows(
+        self, x: _Floats, rows: _Ids, shares: NDArray[np.float64] | None = None
+    ) -> float: ...
+    def decay_rows(self, p: _Floats, rows: _Ids, last: _Ids, factors: _Floats) -> None: ...

@@ -21,6 +21,7 @@
 #include "embedding.h"
 #include "softmax.h"
 #include "optim.h"
+#include "sampled.h"
 
 static void exp_span(float *y, const float *x, int64_t n)
 {
@@ -57,4 +58,7 @@ const cry_kernels CRY_TABLE = {
     .squared_norm = squared_norm,
     .exp = exp_span,
     .log = log_span,
+    .sampled_entropy = sampled_entropy,
+    .weighted_bwd = weighted_bwd,
+    .decay = decay,
 };

@@ -3,7 +3,8 @@ from libc.stdint cimport int32_t, int64_t
 
 cdef extern from "crystalline/kernels.h" nogil:
     ctypedef enum cry_status:
-        CRY_OK, CRY_BAD_SHAPE, CRY_BAD_GROUPS, CRY_BAD_INDEX, CRY_NO_SCRATCH, CRY_BAD_ISA
+        CRY_OK, CRY_BAD_SHAPE, CRY_BAD_GROUPS, CRY_BAD_INDEX, CRY_NO_SCRATCH, CRY_BAD_ISA, \
+            CRY_BAD_LIST
     ctypedef struct cry_adamw:
         float grad_scale, beta1, rest1, beta2, rest2, step_size, eps, decay, root_bias2
     ctypedef struct cry_attention:
@@ -95,6 +96,20 @@ cdef extern from "crystalline/parallel.h" nogil:
                               const float *grad, int64_t n, const cry_adamw *c)
     cry_status cry_squared_norm(const cry_team *team, double *sums, const float *x, int64_t n)
     cry_status cry_touch(const cry_team *team, float *x, int64_t n)
+    int64_t cry_need_head_sampled(const cry_team *team, const int64_t *groups, int64_t D, int64_t S,
+                                  int gradient)
+    cry_status cry_head_sampled(const cry_team *team, float *losses, float *dh, float *dw,
+                                const float *h, const float *w, const int32_t *targets,
+                                const int64_t *groups, const int32_t *samples,
+                                const float *log_expected, int64_t R, int64_t D, int64_t V,
+                                int64_t S, float scale, int32_t *list, int64_t *index)
+    cry_status cry_adamw_rows(const cry_team *team, float *p, float *m, float *v,
+                              const float *grad, const int32_t *rows, int64_t n, int64_t V,
+                              int64_t D, const cry_adamw *c)
+    cry_status cry_squared_norm_rows(const cry_team *team, double *sums, const float *x,
+                                     const int32_t *rows, int64_t n, int64_t V, int64_t D)
+    cry_status cry_decay_rows(const cry_team *team, float *p, int32_t *last, const float *factors,
+                              const int32_t *rows, int64_t n, int64_t V, int64_t D, int64_t steps)
 
 cdef extern from "system.h" nogil:
     int cry_quota_cpus(const char *root)

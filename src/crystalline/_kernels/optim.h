@@ -25,6 +25,22 @@ static void adamw(float *p, float *m, float *v, const float *grad, int64_t n, co
     }
 }
 
+/* The decay of `steps` updates that p took no other part in, one rounding each.  Several vectors at a
+ * time, so that a product need not wait for the one before. */
+static void decay(float *p, const float *factors, int64_t steps, int64_t n)
+{
+    enum { AT_ONCE = 8 };
+    for (int64_t j = 0; j < n; j += 16 * AT_ONCE) {
+        v16 x[AT_ONCE];
+        int64_t vectors = (n - j + 15) / 16 < AT_ONCE ? (n - j + 15) / 16 : AT_ONCE;
+        for (int64_t i = 0; i < vectors; i++) x[i] = v16_get(p + j + 16 * i, n - j - 16 * i);
+        for (int64_t i = vectors; i < AT_ONCE; i++) x[i] = v16_zero();
+        for (int64_t t = 0; t < steps; t++)
+            for (int64_t i = 0; i < AT_ONCE; i++) x[i] = v16_mul(x[i], v16_set(factors[t]));
+        for (int64_t i = 0; i < vectors; i++) v16_put(p + j + 16 * i, x[i], n - j - 16 * i);
+    }
+}
+
 /* Sum of x^2 in 16 lanes. */
 static float squared_norm(const float *x, int64_t n)
 {

@@ -30,6 +30,7 @@ typedef enum cry_status {
     CRY_BAD_INDEX,   /* a token id or target is outside the vocabulary */
     CRY_NO_SCRATCH,  /* the team's memory is smaller than cry_need_* says, or there is none */
     CRY_BAD_ISA,     /* unknown instruction set, or this CPU lacks it */
+    CRY_BAD_LIST,    /* a list of rows does not rise strictly inside its table, or its state is none */
 } cry_status;
 
 /* One group's place in the fixed tree.  q and the total live in memory between groups. */
@@ -51,6 +52,16 @@ typedef struct cry_attention {
     int64_t T, H, K, head_dim; /* sequence length, heads, key/value heads, width of a head */
     float scale;               /* 1 / sqrt(head_dim) */
 } cry_attention;
+
+/* What the sampled loss compares with: S rising classes, and how often each class is expected there. */
+typedef struct cry_sampled {
+    const float *w;            /* (V, D) */
+    const float *log_expected; /* (V) log of the expected count of a class among the samples */
+    const float *sample_log;   /* (S) the same of the samples */
+    const int32_t *samples;    /* (S) */
+    int64_t D, S;
+    float scale;
+} cry_sampled;
 
 typedef struct cry_kernels {
     const char *isa;
@@ -100,6 +111,15 @@ typedef struct cry_kernels {
     float (*squared_norm)(const float *x, int64_t n);
     void (*exp)(float *y, const float *x, int64_t n);
     void (*log)(float *y, const float *x, int64_t n);
+    /* losses(rows); logits(rows,S) = h w[samples]^T become their gradient; dz_target(rows) is that of
+     * the targets' own logits and dh(rows,D) = dz_target w[targets].  dh NULL: losses only. */
+    void (*sampled_entropy)(float *losses, float *dz_target, float *dh, float *logits, const float *h,
+                            const int32_t *targets, int64_t rows, const cry_sampled *c);
+    /* As embedding_bwd, but row r of dx counts weight[r] times; always added to dw. */
+    void (*weighted_bwd)(float *dw, const float *dx, const float *weight, const int32_t *list,
+                         int64_t count, const int64_t *groups, int64_t D);
+    /* p(n) *= factors[0], then *= factors[1], ...: `steps` roundings. */
+    void (*decay)(float *p, const float *factors, int64_t steps, int64_t n);
 } cry_kernels;
 
 /* The table for `isa` ("portable", "avx2", "avx512"), or for the best one when isa is NULL.  NULL
