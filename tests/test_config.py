@@ -13,12 +13,11 @@ from crystalline.config import (
     PRESETS,
     ModelConfig,
     TrainConfig,
-    load_toml,
     parameter_count,
     parameter_shapes,
-    train_config,
 )
 from crystalline.errors import ConfigError, UsageError
+from crystalline.options import load_toml, train_config
 
 GOOD = {
     "vocab_size": 300, "dim": 24, "layers": 2, "heads": 6, "kv_heads": 2, "hidden": 40,

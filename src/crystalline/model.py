@@ -99,12 +99,14 @@ def _views(shapes: dict[str, tuple[int, ...]]) -> dict[str, Floats]:
 class Decoder:
     """Forward and backward over batches of B sequences of T tokens, planned at birth.
 
-    ``gradients`` None plans for losses only, with one layer's activations.
+    ``gradients`` None plans for losses only, with one layer's activations.  With ``log_expected``
+    (V,) gradients are those of the sampled loss.
     """
 
     def __init__(
-        self, weights: Parameters, team: Team, B: int, T: int, gradients: Parameters | None = None
-    ) -> None:
+        self, weights: Parameters, team: Team, B: int, T: int, gradients: Parameters | None = None,
+        log_expected: Floats | None = None,
+    ) -> None:  # fmt: skip
         c = weights.config
         self.config, self.B, self.T = c, B, T
         self.order, starts = group_order(B)
@@ -114,9 +116,9 @@ class Decoder:
             a=_views(activation_shapes(c, B, T, gradients is not None)),
             cosine=cosine, sine=sine, groups=starts * T,
             ids=np.zeros(B * T, np.int32), targets=np.zeros(B * T, np.int32),
-            lengths=np.full(B, T, np.int64), T=T,
+            lengths=np.full(B, T, np.int64), T=T, log_expected=log_expected,
         )  # fmt: skip
-        self.steps = decoder_steps(c, gradients is not None)
+        self.steps = decoder_steps(c, gradients is not None, log_expected is not None)
         self.group_losses = [0.0] * GROUPS  # of the last batch
 
     def _take(self, ids: NDArray[np.int32], targets: NDArray[np.int32]) -> None:
@@ -147,10 +149,16 @@ class Decoder:
         return self._loss()
 
     def gradient(
-        self, ids: NDArray[np.int32], targets: NDArray[np.int32], scale: float, accumulate: bool
-    ) -> float:
-        """As ``loss``; the gradients of scale * loss are set, or added with ``accumulate``."""
+        self, ids: NDArray[np.int32], targets: NDArray[np.int32], scale: float, accumulate: bool,
+        samples: NDArray[np.int32] | None = None,
+    ) -> float:  # fmt: skip
+        """As ``loss``; the gradients of scale * loss are set, or added with ``accumulate``.
+
+        With the sampled loss it is among ``samples`` (rising), and the gradients of embedding and
+        output weight are added in any case, to the rows of ids, targets and samples alone.
+        """
         self._take(ids, targets)
+        self.space.samples = samples
         self.space.scale, self.space.accumulate = scale, accumulate
         for step in self.steps[:-1]:
             step.forward(self.space)
