@@ -40,7 +40,7 @@ class Candidates:
         V = len(self.expected)
         source = np.random.PCG64(np.random.SeedSequence([self._seed, place, STREAM]))
         start = int(source.random_raw()) % UNIT
-        # Keys of 16 bits are sorted by their digits; which order equals take changes no probability.
+        # Keys of 16 bits sort fast; which order equal ones take changes no probability.
         keys = source.random_raw(-(-V // 4)).view(np.uint16)[:V]
         order = np.argsort(keys, kind="stable")
         ends = np.cumsum(self.expected[order])
@@ -64,8 +64,7 @@ def _weights(counts: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def expected_counts(weights: NDArray[np.int64], samples: int) -> NDArray[np.int64]:
-    """min(1, s weight) of every class in units of 1 / UNIT, which add up to samples * UNIT; at least
-    1 each."""
+    """min(1, s weight) of every class in units of 1 / UNIT, at least 1, samples * UNIT in all."""
     falling = np.argsort(-weights, kind="stable")
     w = weights[falling].astype(object)  # whole numbers of any size
     rest = np.cumsum(w[::-1])[::-1]  # of a class and all that are rarer
@@ -73,7 +72,7 @@ def expected_counts(weights: NDArray[np.int64], samples: int) -> NDArray[np.int6
     sure = int(np.argmax(w * (samples - np.arange(len(w))) <= rest))
     left = (samples - sure) * UNIT
     parts = np.maximum(1, w[sure:] * left // rest[sure]).astype(np.int64)
-    # What rounding left over goes to the first that have room; what it took too much comes from them.
+    # What rounding left over goes to the first that have room, or too much comes from them.
     missing = left - int(parts.sum())
     room = UNIT - parts if missing > 0 else parts - 1
     change = np.clip(abs(missing) - (np.cumsum(room) - room), 0, room)

@@ -1,4 +1,4 @@
-"""Options as users say them, in TOML, on the command line or as keywords: a TrainConfig from them."""
+"""Options as users say them, in TOML, on the command line or as keywords, to a TrainConfig."""
 
 from __future__ import annotations
 

@@ -83,8 +83,8 @@ def vocabulary_weights(c: ModelConfig) -> tuple[str, ...]:
 def touched_rows(
     c: ModelConfig, batches: Sequence[tuple[Rows, Rows]], samples: Sequence[Rows]
 ) -> dict[str, Rows]:
-    """The rows of ``vocabulary_weights`` that a step of these batches (ids and targets) reads: ids in
-    the embedding, targets and samples in the output weight."""
+    """The rows of ``vocabulary_weights`` that a step of these batches (ids and targets) reads: of
+    ids in the embedding, of targets and samples in the output weight."""
     ids = [ids for ids, _ in batches]
     classes = [*(targets for _, targets in batches), *samples]
     if c.tied:

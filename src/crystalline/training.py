@@ -24,9 +24,9 @@ from crystalline.pacing import Pacing
 from crystalline.plan import Recipe, check_memory
 from crystalline.schedule import Course, learning_rate
 from crystalline.shards import TokenStore
+from crystalline.sparse import touched_rows, vocabulary_weights
 from crystalline.spheres.crew import Crew
 from crystalline.spheres.driver import Command
-from crystalline.sparse import touched_rows, vocabulary_weights
 from crystalline.spheres.stats import SphereStats
 from crystalline.tokenizer import Tokenizer
 
