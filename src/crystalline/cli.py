@@ -21,6 +21,7 @@ from crystalline.errors import tame
 SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 DEMO_PROMPT = "ROMEO:"
 CPUS = "as many as this process may use"
+SAMPLES = "512, or all if they are fewer"
 
 # Name, type, what it does, and what holds when it is not given (which the library decides).
 LENGTH_OPTIONS = (
@@ -102,7 +103,7 @@ def cli(context: click.Context) -> None:
     help=_help("Train over the whole vocabulary, or over a sample of it for each batch.", "full"),
 )
 @click.option(
-    "--samples", type=int, help=_help("Tokens that the sampled loss compares with.", "512")
+    "--samples", type=int, help=_help("Tokens that the sampled loss compares with.", SAMPLES)
 )
 @click.option(
     "--hierarchy-depth",
@@ -289,8 +290,8 @@ def bench() -> None:
               help="Of the arithmetic.")  # fmt: skip
 @click.option("--loss", type=click.Choice(LOSSES), default="full", show_default=True,
               help="Over the whole vocabulary, or over a sample of it.")  # fmt: skip
-@click.option("--samples", type=click.IntRange(1), default=512, show_default=True,
-              help="Tokens that the sampled loss compares with.")  # fmt: skip
+@click.option("--samples", type=click.IntRange(1),
+              help=_help("Tokens that the sampled loss compares with.", SAMPLES))  # fmt: skip
 @click.option("--steps", type=click.IntRange(5), default=5, show_default=True,
               help="Steps timed, after two that are not.")  # fmt: skip
 @click.option("--threads", type=int, help=_help("Threads.", CPUS))
@@ -300,7 +301,7 @@ def step(preset: str, batch: int, seq: int | None, precision: str, loss: str, sa
     """Time a training step on random tokens: forward, backward, clipping, AdamW."""
     from crystalline.bench import bench_step
 
-    result = bench_step(preset, batch, seq, steps, threads, samples if loss == "sampled" else 0)
+    result = bench_step(preset, batch, seq, steps, threads, loss, samples)
     result |= {"precision": precision}
     if as_json:
         click.echo(json.dumps(result))
