@@ -39,10 +39,8 @@ from crystalline.team import make_team
 
 TOKENS, D, SAMPLES = 3072, 256, 512
 SIZES: dict[str, Any] = {"preset": "seed"}  # of the model that --quality trains
-NUMBERS = {
-    "grad_scale": 1.0, "beta1": 0.9, "beta2": 0.95, "step_size": 1e-4, "eps": 1e-8,
-    "root_bias2": 1.0,
-}  # fmt: skip
+HYPER = {"beta1": 0.9, "beta2": 0.95, "eps": 1e-8}
+NUMBERS = {"grad_scale": 1.0, "decay": 0.9999, "step_size": 1e-4, "root_bias2": 1.0}
 
 
 class Layer:
@@ -62,7 +60,7 @@ class Layer:
         self.groups = group_order(12)[1] * (TOKENS // 12)
         counts = np.round(1e6 * law).astype(np.int64)
         self.candidates = Candidates(counts, SAMPLES, 0, team)
-        self.table = SparseTable(self.w, self.m, self.v, team)
+        self.table = SparseTable(self.w, self.m, self.v, team, **HYPER)
         self.work = np.empty(TOKENS, np.int32), np.empty(V + 1, np.int64)
 
     def full(self) -> None:
@@ -71,7 +69,7 @@ class Layer:
             self.losses, self.h, self.w, self.targets[0], self.groups, self.dh, self.dw, 1 / TOKENS
         )
         flat = [a.reshape(-1) for a in (self.w, self.m, self.v, self.dw)]
-        self.team.adamw(*flat, decay=0.9999, **NUMBERS)
+        self.team.adamw(*flat, **HYPER, **NUMBERS)
 
     def sampled(self) -> None:
         """The same over samples, with all that a step of training does for it."""
@@ -84,7 +82,7 @@ class Layer:
             self.losses, self.h, self.w, targets, self.groups, drawn,
             self.candidates.log_expected, self.dh, self.dw, 1 / TOKENS, *self.work,
         )  # fmt: skip
-        self.table.update(self.dw, 0.9999, NUMBERS)
+        self.table.update(self.dw, **NUMBERS)
 
 
 def time_layers(

@@ -108,22 +108,35 @@ def squared_norm_rows(shape: Shape) -> Case:
     return Case({"x": x, "rows": rows}, {"total": np.full(1, np.nan)}, run, due)
 
 
-def decay_rows(shape: Shape) -> Case:
+def adamw_rest_rows(shape: Shape) -> Case:
     V, D = shape
     rows, steps = some_rows(V, -(-V // 2)), 9
-    p, factors = draw(V, D), (1 - 0.1 * abs(draw(steps))).astype(np.float32)
+    p, m, v = draw(V, D), draw(V, D, seed=1), draw(V, D, seed=2) ** 2
+    m[rows[0]] = 0.0  # never touched
+    past = np.stack(
+        [1 - 0.1 * abs(draw(steps)), 0.01 * abs(draw(steps, seed=1)), abs(draw(steps)) + 0.1], 1
+    ).astype(np.float32)
     last = np.random.default_rng(V).integers(0, steps + 1, V, np.int32)
+    named = {"beta1": HYPER["beta1"], "beta2": HYPER["beta2"], "eps": HYPER["eps"]}
 
     def due(o: Arrays) -> list[Due]:
-        for v in range(V):  # row by row and step by step: not a bound, the very bits
-            want, missed = p[v], factors[last[v] :] if v in rows else factors[:0]
-            for factor in missed:
-                want = want * factor
-            assert np.array_equal(o["p"][v], want), f"row {v}"
+        # Row by row and step by step by the dense update: not a bound, the very bits.
+        alone, nothing = Team(1, "portable"), np.zeros(D, np.float32)
+        want = {name: a.copy() for name, a in zip("pmv", (p, m, v), strict=True)}
+        for row in rows:
+            for decay, step_size, root_bias2 in past[last[row] :].tolist():
+                alone.adamw(
+                    *(a[row] for a in want.values()), nothing, grad_scale=1.0, decay=decay,
+                    step_size=step_size, root_bias2=root_bias2, **named,
+                )  # fmt: skip
+        for name, a in want.items():
+            assert np.array_equal(o[name], a), name
         assert np.array_equal(o["last"], np.where(np.isin(np.arange(V), rows), steps, last))
         return []
 
-    return Case(
-        {"rows": rows, "factors": factors}, {"p": p, "last": last},
-        lambda team, a: team.decay_rows(a["p"], a["rows"], a["last"], a["factors"]), due,
-    )  # fmt: skip
+    def run(team: Team, a: Arrays) -> None:
+        state = (a["p"], a["m"], a["v"])
+        team.adamw_rest_rows(*state, a["rows"], a["last"], a["past"], **named)
+
+    writes = {"p": p, "m": m, "v": v, "last": last}
+    return Case({"rows": rows, "past": past}, writes, run, due)

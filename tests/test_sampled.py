@@ -243,7 +243,7 @@ def test_what_is_not_finite_does_not_get_lost(operand: str, bad: float, isa: str
 
 @pytest.mark.parametrize(
     ("name", "list_"), [("head_sampled", "samples"), ("adamw_rows", "rows"),
-                        ("squared_norm_rows", "rows"), ("decay_rows", "rows")],
+                        ("squared_norm_rows", "rows"), ("adamw_rest_rows", "rows")],
 )  # fmt: skip
 @pytest.mark.parametrize("bad", [[1, 0], [1, 1], [-1, 1], [1, 10**6]])
 def test_a_list_that_does_not_rise_inside_the_table_is_refused(
@@ -256,9 +256,9 @@ def test_a_list_that_does_not_rise_inside_the_table_is_refused(
 
 
 @pytest.mark.parametrize("bad", [-1, 10])
-def test_more_decay_than_there_was_is_refused(bad: int) -> None:
-    c = kernel_cases.decay_rows((5, 4))
-    with pytest.raises(ValueError, match=r"^decay_rows: "):
+def test_more_updates_than_there_were_are_refused(bad: int) -> None:
+    c = kernel_cases.adamw_rest_rows((5, 4))
+    with pytest.raises(ValueError, match=r"^adamw_rest_rows: "):
         c.run(Team(1), c.arrays() | {"last": np.full(5, bad, np.int32)})
 
 

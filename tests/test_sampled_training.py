@@ -15,6 +15,7 @@ from test_training import STEPS, fingerprint, run, stop_at
 from tolerance import assert_close
 
 import crystalline
+from crystalline import api, training
 from crystalline._native import Team, available_isas
 from crystalline.candidates import Candidates
 from crystalline.checkpoint import load_model, load_training
@@ -134,37 +135,49 @@ def test_gradients_of_a_step_are_those_of_its_rows(tied: bool) -> None:
 # --- Rows that are touched, and the others.
 
 
-def dense_steps(p: Array, rows_of: list[Array], grads: Array, lr: float) -> tuple[Array, ...]:
-    """In float64: AdamW where a step touches, decay everywhere else; moments rest there."""
-    s, m, v = AdamWConfig(), np.zeros(p.shape), np.zeros(p.shape)
-    p = p.astype(np.float64)
-    named = {"lr": lr, "beta1": s.beta1, "beta2": s.beta2, "eps": s.eps}
+HYPER = {"beta1": 0.9, "beta2": 0.95, "eps": 1e-8}
+
+
+def numbers(t: int, lr: float) -> dict[str, float]:
+    """Those of update t, counted from 1."""
+    return {
+        "grad_scale": 1.0, "decay": 1 - lr * 0.1, "step_size": lr / (1 - power(0.9, t)),
+        "root_bias2": (1 - power(0.95, t)) ** 0.5,
+    }  # fmt: skip
+
+
+def dense_steps(
+    p: Array, rows_of: list[Array], grads: Array, lr: float
+) -> tuple[dict[str, Array], dict[str, Array], Array]:
+    """Dense AdamW where all rows but a step's have a gradient of zero: by the kernel in float32, by
+    the reference in float64, and the rows of p as each step would read them."""
+    team, seen = Team(1), []
+    got = {"p": p.copy(), "m": np.zeros_like(p), "v": np.zeros_like(p)}
+    exact = [a.astype(np.float64) for a in got.values()]
     for t, (rows, g) in enumerate(zip(rows_of, grads, strict=True), start=1):
-        others = np.setdiff1d(np.arange(len(p)), rows)
-        p[rows], m[rows], v[rows] = ref.adamw(
-            p[rows], g[rows], m[rows], v[rows], t, weight_decay=s.weight_decay, **named
-        )
-        p[others] *= 1 - lr * s.weight_decay
-    return p, m, v
+        gradient = np.zeros_like(p)
+        gradient[rows] = g[rows]
+        seen.append(got["p"][rows].copy())
+        flat = [a.reshape(-1) for a in (*got.values(), gradient)]
+        team.adamw(*flat, **HYPER, **numbers(t, lr))
+        named = {"lr": lr, "weight_decay": 0.1, **HYPER}
+        exact = list(ref.adamw(exact[0], gradient, exact[1], exact[2], t, **named))
+    return got, dict(zip("pmv", exact, strict=True)), np.concatenate(seen)
 
 
 def sparse_steps(
     p: Array, rows_of: list[Array], grads: Array, lr: float, threads: int, settle: bool = False
 ) -> tuple[SparseTable, Array]:
-    """The same by SparseTable, and p as it was read by each step."""
-    s, seen, team = AdamWConfig(), [], Team(threads)
-    table = SparseTable(p.copy(), np.zeros_like(p), np.zeros_like(p), team)
+    """The same by SparseTable, and the rows of p as each step read them."""
+    seen = []
+    table = SparseTable(p.copy(), np.zeros_like(p), np.zeros_like(p), Team(threads), **HYPER)
     for t, (rows, g) in enumerate(zip(rows_of, grads, strict=True), start=1):
         gradient = np.full_like(p, np.nan)
         table.begin(rows, gradient)
         assert not gradient[rows].any()
         seen.append(table.p[rows].copy())
         gradient[rows] = g[rows]
-        table.update(gradient, 1 - lr * s.weight_decay, {
-            "grad_scale": 1.0, "beta1": s.beta1, "beta2": s.beta2, "eps": s.eps,
-            "step_size": lr / (1 - power(s.beta1, t)),
-            "root_bias2": (1 - power(s.beta2, t)) ** 0.5,
-        })  # fmt: skip
+        table.update(gradient, **numbers(t, lr))
         if settle:
             table.settle()
     table.settle()
@@ -177,27 +190,52 @@ def random_rows(V: int, steps: int) -> list[Array]:
 
 
 @pytest.mark.parametrize(("V", "D"), [(1, 1), (13, 5), (40, 33), (300, 16)])
-def test_sparse_adamw_is_dense_adamw_with_moments_at_rest(V: int, D: int) -> None:
+def test_sparse_adamw_has_the_bits_of_dense_adamw(V: int, D: int) -> None:
     rows_of, grads, p = random_rows(V, 30), draw(30, V, D), draw(V, D, seed=1)
-    table, seen = sparse_steps(p, rows_of, grads, 0.05, 2)
-    want = dense_steps(p, rows_of, grads, 0.05)
-    for got, exact in zip((table.p, table.m, table.v), want, strict=True):
-        assert np.max(abs(got - exact), initial=0) < 1e-5
-    for threads, settle in ((1, False), (3, True)):
-        other, also_seen = sparse_steps(p, rows_of, grads, 0.05, threads, settle)
-        for a in "pmv":
-            assert np.array_equal(getattr(other, a), getattr(table, a))
-        assert np.array_equal(also_seen, seen)
+    want, exact, want_seen = dense_steps(p, rows_of, grads, 0.05)
+    for threads, settle in ((1, False), (2, False), (3, True)):
+        table, seen = sparse_steps(p, rows_of, grads, 0.05, threads, settle)
+        for name, a in want.items():
+            assert np.array_equal(getattr(table, name), a), name
+            assert np.max(abs(a - exact[name])) < 1e-5, name
+        assert np.array_equal(seen, want_seen)
 
 
 def test_more_steps_than_are_put_off() -> None:
+    """Also long enough for moments to vanish."""
     V, D, steps = 3, 2, MOST_PUT_OFF + 5
-    first = [np.array([1], np.int32)] * steps
-    p, want = draw(V, D), draw(V, D)
-    table, _ = sparse_steps(p, first, np.zeros((steps, V, D), np.float32), 0.001, 1)
-    for _ in range(steps):
-        want = want * np.float32(1 - 0.001 * 0.1)
-    assert np.array_equal(table.p, want)
+    rows_of = [np.array([t % 2], np.int32) if t < 9 else np.array([1], np.int32)
+               for t in range(steps)]  # fmt: skip
+    grads, p = draw(steps, V, D), draw(V, D)
+    want, _, seen = dense_steps(p, rows_of, grads, 0.001)
+    table, also_seen = sparse_steps(p, rows_of, grads, 0.001, 1)
+    assert not table.m[0].any() and table.m[1].all()
+    for name, a in want.items():
+        assert np.array_equal(getattr(table, name), a), name
+    assert np.array_equal(seen, also_seen)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_training_has_the_bits_of_dense_updates(
+    tied: bool, undisturbed: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same sampled gradients, but every row of every weight updated at every step."""
+    if not tied:
+        choose = api.choose_model
+        untied = lambda *said: replace(choose(*said), tied=False)  # noqa: E731
+        monkeypatch.setattr(api, "choose_model", untied)
+    # The norm is added up in another order, so nothing may be scaled by it.
+    monkeypatch.setattr(AdamW, "_squared_norm", lambda self, gradients: 0.25)
+    run(undisturbed["text"], tmp_path / "sparse", accumulate=2, **SAMPLED)
+
+    def begin(self: AdamW, gradients: Parameters, touched: dict[str, Array]) -> None:
+        for name in touched:
+            gradients.named[name][...] = 0.0
+
+    monkeypatch.setattr(training, "vocabulary_weights", lambda config: ())
+    monkeypatch.setattr(AdamW, "begin", begin)
+    run(undisturbed["text"], tmp_path / "dense", accumulate=2, **SAMPLED)
+    assert fingerprint(tmp_path / "sparse") == fingerprint(tmp_path / "dense")
 
 
 def test_a_gradient_that_is_not_finite_changes_nothing() -> None:

@@ -27,8 +27,8 @@ MAY_GROW = {
     ("squared_norm", "x", 0), ("squared_norm", "total", 0), ("matmul_packed", "w", 0),
     ("matmul_packed", "y", 1), ("head_sampled", "samples", 0), ("adamw_rows", "rows", 0),
     ("squared_norm_rows", "rows", 0), ("squared_norm_rows", "x", 0),
-    ("squared_norm_rows", "x", 1), ("squared_norm_rows", "total", 0), ("decay_rows", "rows", 0),
-    ("decay_rows", "factors", 0), ("decay_rows", "p", 1),
+    ("squared_norm_rows", "x", 1), ("squared_norm_rows", "total", 0),
+    ("adamw_rest_rows", "rows", 0), ("adamw_rest_rows", "past", 0),
 }  # fmt: skip
 
 

@@ -188,4 +188,16 @@ class Team(Pool):
     def squared_norm_rows(
         self, x: _Floats, rows: _Ids, shares: NDArray[np.float64] | None = None
     ) -> float: ...
-    def decay_rows(self, p: _Floats, rows: _Ids, last: _Ids, factors: _Floats) -> None: ...
+    def adamw_rest_rows(
+        self,
+        p: _Floats,
+        m: _Floats,
+        v: _Floats,
+        rows: _Ids,
+        last: _Ids,
+        past: _Floats,
+        *,
+        beta1: float,
+        beta2: float,
+        eps: float,
+    ) -> None: ...

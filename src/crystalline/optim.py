@@ -10,7 +10,7 @@ import numpy as np
 
 from crystalline._native import Team
 from crystalline.model import Parameters
-from crystalline.sparse import Rows, SparseTable, Update
+from crystalline.sparse import Rows, SparseTable
 
 
 @dataclass(frozen=True)
@@ -49,9 +49,12 @@ class AdamW:
         self.t = 0
         self.squares = np.zeros(12)  # of the last gradient: the spheres' parts of its squared norm
         self.tables = {
-            name: SparseTable(weights.named[name], self.m.named[name], self.v.named[name], team)
+            name: SparseTable(
+                weights.named[name], self.m.named[name], self.v.named[name], team,
+                settings.beta1, settings.beta2, settings.eps,
+            )
             for name in sparse
-        }
+        }  # fmt: skip
         self._spans = _decay_spans(weights, sparse)
         self._dense = _joined([(begin, end) for begin, end, _ in self._spans])
 
@@ -73,19 +76,20 @@ class AdamW:
         self.t += 1
         bias1, bias2 = 1.0 - power(s.beta1, self.t), 1.0 - power(s.beta2, self.t)
         decay = 1.0 - lr * s.weight_decay
-        numbers = Update(
-            grad_scale=1.0 if norm <= s.clip else s.clip / norm,
-            beta1=s.beta1, beta2=s.beta2, step_size=lr / bias1, eps=s.eps,
-            root_bias2=math.sqrt(bias2),
-        )  # fmt: skip
+        grad_scale = 1.0 if norm <= s.clip else s.clip / norm
+        step_size, root_bias2 = lr / bias1, math.sqrt(bias2)
         for begin, end, decays in self._spans:
             cut = slice(begin, end)
             self.team.adamw(
                 self.weights.flat[cut], self.m.flat[cut], self.v.flat[cut], gradients.flat[cut],
-                decay=decay if decays else 1.0, **numbers,
+                grad_scale=grad_scale, beta1=s.beta1, beta2=s.beta2, step_size=step_size,
+                eps=s.eps, decay=decay if decays else 1.0, root_bias2=root_bias2,
             )  # fmt: skip
         for name, table in self.tables.items():
-            table.update(gradients.named[name], decay, numbers)
+            table.update(
+                gradients.named[name], grad_scale=grad_scale, decay=decay, step_size=step_size,
+                root_bias2=root_bias2,
+            )
         return norm
 
     def settle(self) -> None:

@@ -1,15 +1,14 @@
-"""A weight of which each step updates few rows: AdamW there, and its decay on all others later.
+"""A weight of which each step updates few rows: AdamW there, and on all others later.
 
-A row that no token of a step has read and whose gradient is zero takes part in weight decay only:
-one multiplication a step.  It is put off until the row is read again, or all are settled, and done
-then factor by factor in the order of the steps, so the bits are those of never having put it off.
-Moments of such a row rest: they are averages over the steps in which it took part.
+A row whose gradient is zero still changes under AdamW: its moments fall, its weights go on by the
+first one and decay.  This is put off until the row is read again, or all are settled, and done then
+step by step in order, so the bits are those of dense AdamW at every step.  It costs the same
+arithmetic, but the row comes from memory once and not at every step.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,26 +22,22 @@ EMBEDDING, OUTPUT = "model.embed_tokens.weight", "lm_head.weight"
 MOST_PUT_OFF = 4096  # steps
 
 
-class Update(TypedDict):
-    """The numbers of one AdamW update but its decay, as ``Team.adamw`` takes them."""
-
-    grad_scale: float
-    beta1: float
-    beta2: float
-    step_size: float
-    eps: float
-    root_bias2: float
-
-
 class SparseTable:
-    """Weight p (V, D) with its moments m and v; ``begin`` and ``update`` enclose each step."""
+    """Weight p (V, D) with its moments m and v; ``begin`` and ``update`` enclose each step.
 
-    def __init__(self, p: Floats, m: Floats, v: Floats, team: Team) -> None:
+    ``beta1``, ``beta2`` and ``eps`` are the same in all updates.
+    """
+
+    def __init__(
+        self, p: Floats, m: Floats, v: Floats, team: Team, beta1: float, beta2: float, eps: float
+    ) -> None:
         self.p, self.m, self.v, self.team = p, m, v, team
         self.rows: Rows = np.empty(0, np.int32)  # of the step at hand
-        self._factors = np.empty(MOST_PUT_OFF, np.float32)  # decay of the steps since all settled
-        self._steps = 0  # so many
-        self._last = np.zeros(len(p), np.int32)  # how many of them each row has had
+        self._beta1, self._beta2, self._eps = beta1, beta2, eps
+        # Decay, step size and root_bias2 of the steps since all rows were settled, so many,
+        self._past = np.empty((MOST_PUT_OFF, 3), np.float32)
+        self._steps = 0
+        self._last = np.zeros(len(p), np.int32)  # and how many of them each row has had.
 
     def begin(self, rows: Rows, gradient: Floats) -> None:
         """A step that reads these rising rows: they are caught up, their gradient is zero."""
@@ -54,25 +49,34 @@ class SparseTable:
         """Of the rows' gradient (V, D), the others of which are not looked at."""
         return self.team.squared_norm_rows(gradient, self.rows, shares)
 
-    def update(self, gradient: Floats, decay: float, numbers: Update) -> None:
-        """AdamW on the rows; the others will get ``decay``."""
-        team, rows = self.team, self.rows
-        team.adamw_rows(self.p, self.m, self.v, gradient, rows, decay=decay, **numbers)
-        self._factors[self._steps] = decay
+    def update(
+        self, gradient: Floats, *, grad_scale: float, decay: float, step_size: float,
+        root_bias2: float,
+    ) -> None:  # fmt: skip
+        """AdamW on the rows; the others will have it with a gradient of zero."""
+        self.team.adamw_rows(
+            self.p, self.m, self.v, gradient, self.rows, grad_scale=grad_scale, decay=decay,
+            step_size=step_size, root_bias2=root_bias2, beta1=self._beta1, beta2=self._beta2,
+            eps=self._eps,
+        )  # fmt: skip
+        self._past[self._steps] = decay, step_size, root_bias2
         self._steps += 1
-        self._last[rows] = self._steps
+        self._last[self.rows] = self._steps
         if self._steps == MOST_PUT_OFF:
             self.settle()
 
     def settle(self) -> None:
-        """Every row is caught up: p is what dense weight decay would have made of it."""
+        """Every row is caught up: p, m and v are what dense AdamW would have made of them."""
         if self._steps:
             self._catch_up(np.arange(len(self.p), dtype=np.int32))
             self._steps = 0
             self._last[...] = 0
 
     def _catch_up(self, rows: Rows) -> None:
-        self.team.decay_rows(self.p, rows, self._last, self._factors[: self._steps])
+        self.team.adamw_rest_rows(
+            self.p, self.m, self.v, rows, self._last, self._past[: self._steps],
+            beta1=self._beta1, beta2=self._beta2, eps=self._eps,
+        )  # fmt: skip
 
 
 def vocabulary_weights(c: ModelConfig) -> tuple[str, ...]:

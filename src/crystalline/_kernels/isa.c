@@ -60,5 +60,5 @@ const cry_kernels CRY_TABLE = {
     .log = log_span,
     .sampled_entropy = sampled_entropy,
     .weighted_bwd = weighted_bwd,
-    .decay = decay,
+    .adamw_rest = adamw_rest,
 };

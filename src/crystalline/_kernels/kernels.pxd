@@ -108,8 +108,10 @@ cdef extern from "crystalline/parallel.h" nogil:
                               int64_t D, const cry_adamw *c)
     cry_status cry_squared_norm_rows(const cry_team *team, double *sums, const float *x,
                                      const int32_t *rows, int64_t n, int64_t V, int64_t D)
-    cry_status cry_decay_rows(const cry_team *team, float *p, int32_t *last, const float *factors,
-                              const int32_t *rows, int64_t n, int64_t V, int64_t D, int64_t steps)
+    cry_status cry_adamw_rest_rows(const cry_team *team, float *p, float *m, float *v,
+                                   int32_t *last, const float *past, const int32_t *rows,
+                                   int64_t n, int64_t V, int64_t D, int64_t steps,
+                                   const cry_adamw *c)
 
 cdef extern from "system.h" nogil:
     int cry_quota_cpus(const char *root)

@@ -9,7 +9,7 @@ enum { SPANS = CRY_GROUPS * CRY_GROUPS };
 typedef struct sparse_job {
     const cry_kernels *kernels;
     float *p, *m, *v;
-    const float *grad, *factors;
+    const float *grad, *past;
     const int32_t *rows;
     int32_t *last;
     int64_t n, D, steps;
@@ -70,27 +70,30 @@ cry_status cry_squared_norm_rows(const cry_team *team, double *sums, const float
     return CRY_OK;
 }
 
-static void decay_rows_task(void *context, int64_t task, int thread)
+static void rest_rows_task(void *context, int64_t task, int thread)
 {
     const sparse_job *w = context;
     (void)thread;
     for (int64_t i = w->n * task / SPANS; i < w->n * (task + 1) / SPANS; i++) {
         int32_t *last = w->last + w->rows[i];
+        int64_t at = w->rows[i] * w->D;
         if (*last < w->steps)
-            w->kernels->decay(w->p + w->rows[i] * w->D, w->factors + *last, w->steps - *last, w->D);
+            w->kernels->adamw_rest(w->p + at, w->m + at, w->v + at, w->past + 3 * *last,
+                                   w->steps - *last, w->D, w->c);
         *last = (int32_t)w->steps;
     }
 }
 
-cry_status cry_decay_rows(const cry_team *team, float *p, int32_t *last, const float *factors,
-                          const int32_t *rows, int64_t n, int64_t V, int64_t D, int64_t steps)
+cry_status cry_adamw_rest_rows(const cry_team *team, float *p, float *m, float *v, int32_t *last,
+                               const float *past, const int32_t *rows, int64_t n, int64_t V,
+                               int64_t D, int64_t steps, const cry_adamw *c)
 {
     if (n < 0 || D <= 0 || steps < 0 || steps > INT32_MAX) return CRY_BAD_SHAPE;
     if (!cry_rises(rows, n, V)) return CRY_BAD_LIST;
     for (int64_t i = 0; i < n; i++)
         if (last[rows[i]] < 0 || last[rows[i]] > steps) return CRY_BAD_LIST;
-    sparse_job job = {.kernels = team->kernels, .p = p, .last = last, .factors = factors,
-                      .rows = rows, .n = n, .D = D, .steps = steps};
-    cry_run(team, SPANS, decay_rows_task, &job);
+    sparse_job job = {.kernels = team->kernels, .p = p, .m = m, .v = v, .last = last, .past = past,
+                      .rows = rows, .n = n, .D = D, .steps = steps, .c = c};
+    cry_run(team, SPANS, rest_rows_task, &job);
     return CRY_OK;
 }

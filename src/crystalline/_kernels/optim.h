@@ -25,19 +25,27 @@ static void adamw(float *p, float *m, float *v, const float *grad, int64_t n, co
     }
 }
 
-/* The decay of `steps` updates that p took no other part in, one rounding each.  Several vectors at a
- * time, so that a product need not wait for the one before. */
-static void decay(float *p, const float *factors, int64_t steps, int64_t n)
+/* The updates of `steps` steps in which the gradient was zero: past(steps,3) holds their decay, step
+ * size and root_bias2, in this order; c the rest.  The same operations as above, so the same bits. */
+static void adamw_rest(float *p, float *m, float *v, const float *past, int64_t steps, int64_t n,
+                       const cry_adamw *c)
 {
-    enum { AT_ONCE = 8 };
-    for (int64_t j = 0; j < n; j += 16 * AT_ONCE) {
-        v16 x[AT_ONCE];
-        int64_t vectors = (n - j + 15) / 16 < AT_ONCE ? (n - j + 15) / 16 : AT_ONCE;
-        for (int64_t i = 0; i < vectors; i++) x[i] = v16_get(p + j + 16 * i, n - j - 16 * i);
-        for (int64_t i = vectors; i < AT_ONCE; i++) x[i] = v16_zero();
-        for (int64_t t = 0; t < steps; t++)
-            for (int64_t i = 0; i < AT_ONCE; i++) x[i] = v16_mul(x[i], v16_set(factors[t]));
-        for (int64_t i = 0; i < vectors; i++) v16_put(p + j + 16 * i, x[i], n - j - 16 * i);
+    v16 b1 = v16_set(c->beta1), b2 = v16_set(c->beta2), eps = v16_set(c->eps), zero = v16_zero();
+    for (int64_t j = 0; j < n; j += 16) {
+        int64_t left = n - j;
+        v16 pv = v16_get(p + j, left), mv = v16_get(m + j, left), vv = v16_get(v + j, left);
+        /* A first moment of zero stays zero, and so does the quotient. */
+        int moves = v16_maxall(v16_max(mv, v16_sub(zero, mv))) > 0.0f;
+        for (const float *t = past; t < past + 3 * steps; t += 3) {
+            v16 step = v16_set(-t[1]), quotient;
+            mv = v16_fma(b1, mv, zero);
+            vv = v16_fma(b2, vv, zero);
+            quotient = moves ? v16_div(mv, v16_add(v16_div(v16_sqrt(vv), v16_set(t[2])), eps)) : mv;
+            pv = v16_fma(step, quotient, v16_mul(v16_set(t[0]), pv));
+        }
+        v16_put(p + j, pv, left);
+        v16_put(m + j, mv, left);
+        v16_put(v + j, vv, left);
     }
 }
 

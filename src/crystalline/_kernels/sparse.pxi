@@ -86,17 +86,24 @@ cdef class Sparse(Attends):
                 shares[g] = sums[g]
         return sums[12]
 
-    def decay_rows(self, float[:, ::1] p, const int32_t[::1] rows, int32_t[::1] last,
-                   const float[::1] factors):
-        """Multiplies each of the rising ``rows`` of p (V, D) by the factors from last[row] on, one
-        after the other, and sets last[row] (of V) to their number."""
+    def adamw_rest_rows(self, float[:, ::1] p, float[:, ::1] m, float[:, ::1] v,
+                        const int32_t[::1] rows, int32_t[::1] last, const float[:, ::1] past, *,
+                        double beta1, double beta2, float eps):
+        """What the rising ``rows`` (n) of p, m, v (V, D) have missed: AdamW with a gradient of zero,
+        once for each entry of past (steps, 3: decay, step_size, root_bias2) from last[row] on, which
+        then becomes their number."""
+        cdef cry_adamw c = cry_adamw(1.0, beta1, 1.0 - beta1, beta2, 1.0 - beta2, 0.0, eps, 1.0, 1.0)
         cdef cry_status status
-        _same("decay_rows", "entries of last", last.shape[0], "rows of p", p.shape[0])
+        for n in (m.shape[0], v.shape[0], last.shape[0]):
+            _same("adamw_rest_rows", "rows of m, v or last", n, "rows of p", p.shape[0])
+        for n in (m.shape[1], v.shape[1]):
+            _same("adamw_rest_rows", "columns of m or v", n, "columns of p", p.shape[1])
+        _same("adamw_rest_rows", "columns of past", past.shape[1], "the numbers of a step", 3)
         if rows.shape[0] == 0:
             return
         self._enter()
         with nogil:
-            status = cry_decay_rows(&self.c, &p[0, 0], &last[0],
-                                    &factors[0] if factors.shape[0] else NULL, &rows[0],
-                                    rows.shape[0], p.shape[0], p.shape[1], factors.shape[0])
-        self._leave("decay_rows", status)
+            status = cry_adamw_rest_rows(&self.c, &p[0, 0], &m[0, 0], &v[0, 0], &last[0],
+                                         &past[0, 0] if past.shape[0] else NULL, &rows[0],
+                                         rows.shape[0], p.shape[0], p.shape[1], past.shape[0], &c)
+        self._leave("adamw_rest_rows", status)

@@ -118,8 +118,10 @@ typedef struct cry_kernels {
     /* As embedding_bwd, but row r of dx counts weight[r] times; always added to dw. */
     void (*weighted_bwd)(float *dw, const float *dx, const float *weight, const int32_t *list,
                          int64_t count, const int64_t *groups, int64_t D);
-    /* p(n) *= factors[0], then *= factors[1], ...: `steps` roundings. */
-    void (*decay)(float *p, const float *factors, int64_t steps, int64_t n);
+    /* As `steps` calls of adamw with gradients of zero; past(steps,3) holds each one's decay, step_size
+     * and root_bias2, c the rest. */
+    void (*adamw_rest)(float *p, float *m, float *v, const float *past, int64_t steps, int64_t n,
+                       const cry_adamw *c);
 } cry_kernels;
 
 /* The table for `isa` ("portable", "avx2", "avx512"), or for the best one when isa is NULL.  NULL

@@ -158,10 +158,13 @@ CRY_API cry_status cry_adamw_rows(const cry_team *team, float *p, float *m, floa
                                   int64_t D, const cry_adamw *c);
 CRY_API cry_status cry_squared_norm_rows(const cry_team *team, double *sums, const float *x,
                                          const int32_t *rows, int64_t n, int64_t V, int64_t D);
-/* The weight decay that rows have missed: row r is multiplied by factors[last[r]], then by the next,
- * ... up to factors[steps - 1], each with its own rounding, and last[r] becomes steps. */
-CRY_API cry_status cry_decay_rows(const cry_team *team, float *p, int32_t *last, const float *factors,
-                                  const int32_t *rows, int64_t n, int64_t V, int64_t D, int64_t steps);
+/* The updates that rows have missed, in which their gradient was zero: row r takes those of past
+ * (steps,3) from last[r] on, in order, and last[r] becomes steps.  past holds decay, step_size and
+ * root_bias2 of each, c the rest; the bits are those of cry_adamw_step at each of them. */
+CRY_API cry_status cry_adamw_rest_rows(const cry_team *team, float *p, float *m, float *v,
+                                       int32_t *last, const float *past, const int32_t *rows,
+                                       int64_t n, int64_t V, int64_t D, int64_t steps,
+                                       const cry_adamw *c);
 
 #ifdef __cplusplus
 }
