@@ -7,6 +7,7 @@ there. A touch kills the process, so the work is done in another one, which says
 from __future__ import annotations
 
 import ctypes
+import importlib
 import itertools
 import mmap
 import subprocess
@@ -16,7 +17,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from case import Array
-from kernel_cases import BUILDERS
 
 from crystalline._native import ISAS, Team, available_isas
 
@@ -66,10 +66,10 @@ class Guard:
         return placed
 
 
-def run_guarded(isa: str, side: str) -> None:
+def run_guarded(cases: str, isa: str, side: str) -> None:
     """What the other process does: every operation, every shape, every operand guarded."""
     team = Team(2, isa)
-    for op, (build, grid) in BUILDERS.items():
+    for op, (build, grid) in importlib.import_module(cases).BUILDERS.items():
         for shape in SHAPES[grid]:
             sys.stderr.write(f"{TOLD}{op} {shape}\n")
             sys.stderr.flush()
@@ -86,7 +86,12 @@ def run_guarded(isa: str, side: str) -> None:
 def test_nothing_outside_is_touched(isa: str, side: str) -> None:
     if isa not in available_isas():
         pytest.skip(f"this CPU cannot run {isa}, only {', '.join(available_isas())}")
-    code = f"import test_guard_pages as t; t.run_guarded({isa!r}, {side!r})"
+    guarded("kernel_cases", isa, side)
+
+
+def guarded(cases: str, isa: str, side: str) -> None:
+    """Runs the operations of a module of cases in another process; fails when that is killed."""
+    code = f"import test_guard_pages as t; t.run_guarded({cases!r}, {isa!r}, {side!r})"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=Path(__file__).parent, capture_output=True, text=True,
         timeout=300, check=False,

@@ -121,7 +121,7 @@ def test_gradients_of_a_step_are_those_of_its_rows(tied: bool) -> None:
     pairs, drawn = [(b[0], b[1]) for b in batches], [candidates.draw(i) for i in range(2)]
     optimizer.begin(sampled, touched_rows(c, pairs, drawn))
     a = Decoder(weights, team, 5, 8, full)
-    b = Decoder(weights, team, 5, 8, sampled, candidates.log_expected)
+    b = Decoder(weights, team, 5, 8, sampled, log_expected=candidates.log_expected)
     for i, (ids, targets) in enumerate(pairs):
         want = a.gradient(ids, targets, 0.1, i > 0)
         assert b.gradient(ids, targets, 0.1, i > 0, drawn[i]) == pytest.approx(want, rel=1e-6)
@@ -320,7 +320,7 @@ def test_a_step_allocates_what_was_forecast(samples: int) -> None:
         team, weights, gradients = Team(2), Parameters(c), Parameters(c)
         initialise(weights, 0)
         candidates = Candidates(np.ones(300, np.int64), samples, 0, team)
-        decoder = Decoder(weights, team, B, T, gradients, candidates.log_expected)
+        decoder = Decoder(weights, team, B, T, gradients, log_expected=candidates.log_expected)
         ids = np.full((B, T), 7, np.int32)
         sizes = (c.dim, c.heads, c.kv_heads, c.hidden, c.vocab_size, samples)
         forecast = team.work_floats(decoder.space.groups, T, *sizes)

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 _Floats = NDArray[np.float32]
 _Ids = NDArray[np.int32]
 _Starts = NDArray[np.int64]
+_Bf16 = NDArray[np.uint16]
 
 ISAS: Final[tuple[str, ...]]
 PARTS: Final[int]
@@ -35,6 +36,8 @@ class Pool:
     @property
     def cpus(self) -> tuple[int, ...] | None: ...
     @property
+    def has_bf16(self) -> bool: ...
+    @property
     def work_bytes(self) -> int: ...
     def __init__(
         self, threads: int, isa: str | None = None, cpus: Sequence[int] | None = None
@@ -48,7 +51,34 @@ class Pool:
     ) -> None: ...
     def statistics(self) -> _Statistics: ...
 
-class Team(Pool):
+class Narrow(Pool):
+    def to_bf16(self, y: _Bf16, x: _Floats) -> None: ...
+    def matmul_bf16(
+        self, y: _Bf16 | _Floats, x: _Bf16, w: _Floats, init: _Floats | None = None
+    ) -> None: ...
+    def matmul_dx_bf16(self, dx: _Bf16 | _Floats, dy: _Bf16, w: _Floats) -> None: ...
+    def matmul_dw_bf16(
+        self, dw: _Floats, dy: _Bf16, x: _Bf16, groups: _Starts, accumulate: bool = False
+    ) -> None: ...
+    def rmsnorm_bf16(
+        self, y: _Bf16, rrms: _Floats, x: _Floats, w: _Floats, eps: float
+    ) -> None: ...
+    def swiglu_bf16(self, act: _Bf16, gu: _Bf16) -> None: ...
+    def swiglu_bwd_bf16(self, dgu: _Bf16, dact: _Bf16, gu: _Bf16) -> None: ...
+    def head_bf16(
+        self,
+        losses: _Floats,
+        h: _Bf16,
+        w: _Floats,
+        targets: _Ids,
+        groups: _Starts,
+        dh: _Floats | None = None,
+        dw: _Floats | None = None,
+        scale: float = 1.0,
+        accumulate: bool = False,
+    ) -> None: ...
+
+class Team(Narrow):
     def work_floats(
         self, groups: _Starts, T: int, D: int, H: int, K: int, F: int, V: int, S: int = 0
     ) -> int: ...

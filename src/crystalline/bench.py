@@ -47,7 +47,7 @@ def bench_step(
     sparse = vocabulary_weights(config) if candidates else ()
     optimizer = AdamW(weights, team, AdamWConfig(), sparse)
     expected = candidates.log_expected if candidates else None
-    decoder = Decoder(weights, team, B, T, gradients, expected)
+    decoder = Decoder(weights, team, B, T, gradients, log_expected=expected)
     rng = np.random.default_rng(0)
     spent = []
     for place in range(WARM_UP + steps):

@@ -1,9 +1,9 @@
 """The steps of the decoder: each has its forward and, beside it, its hand-written backward.
 
 A step reads and writes named arrays of a :class:`Workspace`: w weights, g their gradients (same
-names), a activations, one set per (batch, length).  R = B T rows, D width, F feed-forward width,
-E = (heads + 2 kv_heads) head_dim, V vocabulary.  ``dx`` (R, D) is the gradient of the residual
-stream, handed from step to step backwards.
+names), a activations (n those in bf16), one set per (batch, length).  R = B T rows, D width, F
+feed-forward width, E = (heads + 2 kv_heads) head_dim, V vocabulary.  ``dx`` (R, D) is the gradient
+of the residual stream, handed from step to step backwards.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ class Workspace:
     w: dict[str, Floats]
     g: dict[str, Floats]
     a: dict[str, Floats]
+    n: dict[str, NDArray[np.uint16]]  # bf16 activations, of the steps in layers_bf16.py
     cosine: Floats
     sine: Floats
     groups: NDArray[np.int64]  # 13 row starts
@@ -206,12 +207,17 @@ class SampledHead(Head):
         )  # fmt: skip
 
 
-def decoder_steps(c: ModelConfig, training: bool, sampled: bool = False) -> list[Step]:
+Kinds = tuple[type[Attention], type[FeedForward], type[Head]]
+FP32: Kinds = (Attention, FeedForward, Head)
+
+
+def decoder_steps(c: ModelConfig, training: bool, kinds: Kinds = FP32) -> list[Step]:
     """The graph.  Without training all layers share the arrays of slot 0."""
+    attention, feed_forward, head = kinds
     steps: list[Step] = [Embed()]
     for layer in range(c.layers):
         slot = layer if training else 0
         last = layer == c.layers - 1
         following = "x" if last else f"{layer + 1}.x" if training else "0.x"
-        steps += [Attention(layer, slot), FeedForward(layer, slot, following)]
-    return [*steps, SampledHead(c.tied) if sampled else Head(c.tied)]
+        steps += [attention(layer, slot), feed_forward(layer, slot, following)]
+    return [*steps, head(c.tied)]

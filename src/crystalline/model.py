@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
 from crystalline._native import Team
 from crystalline.config import ModelConfig, parameter_count, parameter_shapes
-from crystalline.layers import Floats, Workspace, activation_shapes, decoder_steps
+from crystalline.errors import UsageError
+from crystalline.layers import (
+    FP32,
+    Floats,
+    SampledHead,
+    Workspace,
+    activation_shapes,
+    decoder_steps,
+)
+from crystalline.layers_bf16 import BF16, bf16_shapes, float_shapes
 from crystalline.memory import arena
 from crystalline.positions import rope_tables
 
 GROUPS = 12
+PRECISIONS = ("fp32", "bf16")
 
 
 class Parameters:
@@ -86,39 +98,60 @@ def group_starts(B: int) -> NDArray[np.int64]:
     return np.cumsum([0, *sizes], dtype=np.int64)
 
 
-def _views(shapes: dict[str, tuple[int, ...]]) -> dict[str, Floats]:
-    """One block of memory cut into arrays, each on a cache line."""
-    sizes = {name: -(-int(np.prod(shape)) // 16) * 16 for name, shape in shapes.items()}
-    block, at, views = arena(sum(sizes.values())), 0, {}
+def _views(shapes: dict[str, tuple[int, ...]], dtype: type[Any] = np.float32) -> dict[str, Any]:
+    """One block of memory cut into arrays of ``dtype``, each on a cache line."""
+    line = 64 // np.dtype(dtype).itemsize
+    sizes = {name: -(-int(np.prod(shape)) // line) * line for name, shape in shapes.items()}
+    block, at, views = arena(sum(sizes.values()) * 16 // line).view(dtype), 0, {}
     for name, shape in shapes.items():
         views[name] = block[at : at + int(np.prod(shape))].reshape(shape)
         at += sizes[name]
     return views
 
 
+def check_precision(c: ModelConfig, team: Team, precision: str) -> None:
+    """UsageError where a model cannot be trained in ``precision`` by this team."""
+    if precision not in PRECISIONS:
+        raise UsageError(f"precision is {precision!r}, but must be {' or '.join(PRECISIONS)}")
+    if precision == "bf16" and not team.has_bf16:
+        raise UsageError(
+            "precision is bf16, but this CPU has no AVX512_BF16 (or CRYSTALLINE_ISA rules it out); "
+            "choose fp32"
+        )
+    if precision == "bf16" and c.hidden % 2:
+        raise UsageError(f"hidden is {c.hidden}, but must be even for bf16; choose {c.hidden + 1}")
+
+
 class Decoder:
     """Forward and backward over batches of B sequences of T tokens, planned at birth.
 
     ``gradients`` None plans for losses only, with one layer's activations.  With ``log_expected``
-    (V,) gradients are those of the sampled loss.
+    (V,) gradients are those of the sampled loss.  ``precision`` is "fp32", or "bf16" for bf16
+    operands (see ``check_precision``).
     """
 
     def __init__(
         self, weights: Parameters, team: Team, B: int, T: int, gradients: Parameters | None = None,
-        log_expected: Floats | None = None,
+        precision: str = "fp32", log_expected: Floats | None = None,
     ) -> None:  # fmt: skip
-        c = weights.config
+        c, training, narrow = weights.config, gradients is not None, precision == "bf16"
+        check_precision(c, team, precision)
+        shapes = (float_shapes if narrow else activation_shapes)(c, B, T, training)
+        kinds = BF16 if narrow else FP32
+        if log_expected is not None:  # its head is float32 in either precision
+            shapes["h"], kinds = (B * T, c.dim), (*kinds[:2], SampledHead)
         self.config, self.B, self.T = c, B, T
         self.order, starts = group_order(B)
         cosine, sine = rope_tables(T, c.head_dim, c.rope_theta)
         self.space = Workspace(
             config=c, team=team, w=weights.fused, g=gradients.fused if gradients else {},
-            a=_views(activation_shapes(c, B, T, gradients is not None)),
+            a=_views(shapes),
+            n=_views(bf16_shapes(c, B, T, training), np.uint16) if narrow else {},
             cosine=cosine, sine=sine, groups=starts * T,
             ids=np.zeros(B * T, np.int32), targets=np.zeros(B * T, np.int32),
             lengths=np.full(B, T, np.int64), T=T, log_expected=log_expected,
         )  # fmt: skip
-        self.steps = decoder_steps(c, gradients is not None, log_expected is not None)
+        self.steps = decoder_steps(c, training, kinds)
         self.group_losses = [0.0] * GROUPS  # of the last batch
 
     def _take(self, ids: NDArray[np.int32], targets: NDArray[np.int32]) -> None:

@@ -91,7 +91,7 @@ class Training:
         """What depends on the batch size: the order of the text, and the memory of a batch."""
         B, T = self.recipe.batch_size, self.config.seq_len
         expected = None if self.candidates is None else self.candidates.log_expected
-        self.decoder = Decoder(self.weights, self.team, B, T, self.gradients, expected)
+        self.decoder = Decoder(self.weights, self.team, B, T, self.gradients, log_expected=expected)
         self.batches = Batches(self.store.train, B, T, self.recipe.seed)
 
     @classmethod

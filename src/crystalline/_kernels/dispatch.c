@@ -6,6 +6,7 @@
 extern const cry_kernels cry_kernels_portable;
 #if defined(__x86_64__)
 extern const cry_kernels cry_kernels_avx2, cry_kernels_avx512;
+extern const cry_bf16_kernels cry_kernels_bf16;
 #endif
 
 /* __builtin_cpu_supports also checks that the operating system saves the wide registers. */
@@ -20,5 +21,16 @@ const cry_kernels *cry_kernels_for(const char *isa)
     if (avx2 && (!isa || !strcmp(isa, "avx2"))) return &cry_kernels_avx2;
 #endif
     if (!isa || !strcmp(isa, "portable")) return &cry_kernels_portable;
+    return 0;
+}
+
+const cry_bf16_kernels *cry_bf16_for(const char *isa)
+{
+#if defined(__x86_64__)
+    const cry_kernels *kernels = cry_kernels_for(isa);
+    if (kernels == &cry_kernels_avx512 && __builtin_cpu_supports("avx512bf16")) return &cry_kernels_bf16;
+#else
+    (void)isa;
+#endif
     return 0;
 }

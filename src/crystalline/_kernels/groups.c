@@ -16,7 +16,8 @@ int cry_branches(cry_branch branches[CRY_GROUPS], const int64_t *groups, int acc
         for (int g = third; g < third + 3; g++) {
             if (groups[g] == groups[g + 1]) continue;
             branches[count] = (cry_branch){.begin = groups[g], .end = groups[g + 1],
-                                           .first_in_q = count == first};
+                                           .first_in_q = count == first,
+                                           .at = groups[g]};
             count++;
         }
         if (count == first) continue;

@@ -14,6 +14,7 @@
 #include "simd.h"
 #include "mathfun.h"
 #include "matmul.h"
+#include "pack.h"
 #include "attention.h"
 #include "norm.h"
 #include "rope.h"

@@ -1,5 +1,5 @@
 # The C interface, as far as the package itself calls it.  See include/crystalline/kernels.h.
-from libc.stdint cimport int32_t, int64_t
+from libc.stdint cimport int32_t, int64_t, uint16_t
 
 cdef extern from "crystalline/kernels.h" nogil:
     ctypedef enum cry_status:
@@ -16,7 +16,11 @@ cdef extern from "crystalline/kernels.h" nogil:
         void (*exp)(float *y, const float *x, int64_t n) noexcept nogil
         void (*log)(float *y, const float *x, int64_t n) noexcept nogil
 
+    ctypedef uint16_t cry_bf16
+    ctypedef struct cry_bf16_kernels:
+        pass
     const cry_kernels *cry_kernels_for(const char *isa)
+    const cry_bf16_kernels *cry_bf16_for(const char *isa)
 
 cdef extern from "crystalline/parallel.h" nogil:
     int cry_usable_cpus()
@@ -30,6 +34,7 @@ cdef extern from "crystalline/parallel.h" nogil:
         float *scratch
         int64_t shared_len
         int64_t scratch_len
+        const cry_bf16_kernels *bf16
     cry_pool *cry_pool_new(int threads, const int *cpus)
     void cry_pool_free(cry_pool *pool)
     ctypedef struct cry_arrangement:
@@ -84,6 +89,22 @@ cdef extern from "crystalline/parallel.h" nogil:
     cry_status cry_swiglu(const cry_team *team, float *act, const float *gu, int64_t R, int64_t F)
     cry_status cry_swiglu_bwd(const cry_team *team, float *dgu, const float *dact,
                               const float *gu, int64_t R, int64_t F)
+    cry_status cry_to_bf16(const cry_team *team, cry_bf16 *y, const float *x, int64_t n)
+    cry_status cry_matmul_bf16(const cry_team *team, float *y, cry_bf16 *narrow,
+                               const cry_bf16 *x, const float *w, const float *init, int64_t R,
+                               int64_t N, int64_t K)
+    cry_status cry_matmul_dx_bf16(const cry_team *team, float *dx, cry_bf16 *narrow,
+                                  const cry_bf16 *dy, const float *w, int64_t R, int64_t N,
+                                  int64_t K)
+    cry_status cry_matmul_dw_bf16(const cry_team *team, float *dw, const cry_bf16 *dy,
+                                  const cry_bf16 *x, const int64_t *groups, int64_t R, int64_t N,
+                                  int64_t K, int accumulate)
+    cry_status cry_rmsnorm_bf16(const cry_team *team, cry_bf16 *y, float *rrms, const float *x,
+                                const float *w, int64_t R, int64_t D, float eps)
+    cry_status cry_swiglu_bf16(const cry_team *team, cry_bf16 *act, const cry_bf16 *gu, int64_t R,
+                               int64_t F)
+    cry_status cry_swiglu_bwd_bf16(const cry_team *team, cry_bf16 *dgu, const cry_bf16 *dact,
+                                   const cry_bf16 *gu, int64_t R, int64_t F)
     cry_status cry_embedding(const cry_team *team, float *x, const float *w, const int32_t *ids,
                              int64_t R, int64_t D, int64_t V)
     cry_status cry_embedding_bwd(const cry_team *team, float *dw, const float *dx,
@@ -92,6 +113,10 @@ cdef extern from "crystalline/parallel.h" nogil:
     cry_status cry_head(const cry_team *team, float *losses, float *dh, float *dw, const float *h,
                         const float *w, const int32_t *targets, const int64_t *groups, int64_t R,
                         int64_t D, int64_t V, float scale, int accumulate)
+    cry_status cry_head_bf16(const cry_team *team, float *losses, float *dh, float *dw,
+                             const cry_bf16 *h, const float *w, const int32_t *targets,
+                             const int64_t *groups, int64_t R, int64_t D, int64_t V, float scale,
+                             int accumulate)
     cry_status cry_adamw_step(const cry_team *team, float *p, float *m, float *v,
                               const float *grad, int64_t n, const cry_adamw *c)
     cry_status cry_squared_norm(const cry_team *team, double *sums, const float *x, int64_t n)

@@ -3,22 +3,33 @@
  *   c(m,n) = init + sum over t of a(m,t) b(t,n)
  *
  * Each output element is one chain of fused multiply-adds in the order of t: the accumulator starts
- * at init (or zero), and between blocks of t it rests in c, which loses nothing.  So neither the
+ * at init (or zero), and between blocks of t it rests in memory, which loses nothing.  So neither the
  * tile nor the blocking can change a bit.  a is read where it lies (row stride rs, step cs); b is
- * packed into panels of 16 TILE_V columns, so that a block of it streams through the L1 cache.
+ * packed into panels of 16 TILE_V columns, so that a block of it stays in the L1 cache.
  *
  * For weight gradients t runs over tokens: one chain per group, group sums by the fixed tree, all
- * inside the tile, so nothing the size of the gradient is kept per group. */
+ * inside the tile, so nothing the size of the gradient is kept per group.
+ *
+ * operands.h says what an element of a and b is: one float, or (unit bf16.c) two bf16 numbers that
+ * are neighbours in t, which one instruction multiplies and adds.  k counts elements. */
 #ifndef CRY_MATMUL_H
 #define CRY_MATMUL_H
 
 #include "crystalline/kernels.h"
+#include "operands.h"
 #include "simd.h"
 
 #define TILE_N (16 * TILE_V)
-#define K_BLOCK 256 /* one panel block is 256 x 32 floats = 32 KiB */
+enum {
+    K_BLOCK = 256, /* one panel block is 256 x 32 elements = 32 KiB */
+    M_BLOCK = 48,  /* columns of a transposed left operand that are taken together */
+    N_BLOCK = 256, /* columns of a weight gradient whose group sums are on the stack */
+    COPY_ROWS = 96, COPY_LD = K_BLOCK + 16,
+};
 
 #define UNROLL _Pragma("GCC unroll 16")
+
+CRY_INLINE int64_t cry_min(int64_t a, int64_t b) { return a < b ? a : b; }
 
 typedef v16 cry_tile[TILE_M][TILE_V];
 
@@ -33,7 +44,7 @@ CRY_INLINE void tile_run(cry_tile acc, const int mr, const int nv, int64_t k, co
         UNROLL for (int j = 0; j < nv; j++) bv[j] = v16_load(b + 16 * j);
         UNROLL for (int i = 0; i < mr; i++) {
             v16 av = v16_set(row[i / 3][(i % 3) * rs]);
-            UNROLL for (int j = 0; j < nv; j++) acc[i][j] = v16_fma(av, bv[j], acc[i][j]);
+            UNROLL for (int j = 0; j < nv; j++) acc[i][j] = operand_fma(av, bv[j], acc[i][j]);
         }
         UNROLL for (int i = 0; i < (mr + 2) / 3; i++) row[i] += cs;
         b += ldb;
@@ -82,6 +93,14 @@ CRY_INLINE void tile_add(cry_tile acc, const int mr, const int nv, const float *
         UNROLL for (int j = 0; j < nv; j++) acc[i][j] = v16_add(other[i][j], acc[i][j]);
 }
 
+/* As tile_store, each number rounded to half its width; c and ld count those. */
+CRY_INLINE void tile_store_narrow(cry_tile acc, const int mr, const int nv, float *c, int64_t ld, int64_t n)
+{
+    UNROLL for (int i = 0; i < mr; i++)
+        UNROLL for (int j = 0; j < nv; j++)
+            value_put(c, i * ld + 16 * j, acc[i][j], n - 16 * j);
+}
+
 /* A finished group sum goes through q to the total c, as its branch of the tree says. */
 CRY_INLINE void tile_branch(cry_tile acc, const int mr, const int nv, float *c, int64_t ldc, float *q,
                             int64_t ldq, int64_t n, const cry_branch *br)
@@ -95,41 +114,25 @@ CRY_INLINE void tile_branch(cry_tile acc, const int mr, const int nv, float *c, 
     tile_store(acc, mr, nv, c, ldc, n);
 }
 
-/* Everything a tile needs beside its constant size.  One struct serves the three products. */
+/* Everything a tile needs beside its constant size: acc = init + a b, which goes to c, or by its
+ * branch of the tree through q to c. */
 typedef struct tile_job {
-    enum { JOB_CHAIN, JOB_TREE, JOB_BRANCH } kind;
-    float *c;
+    float *c, *q;
     const float *init, *a, *b;
-    float *q, *s;
-    int64_t ldc, ldi, rs, cs, ldb, n, k;
-    const cry_branch *branches;
-    int count, first_block, last_block;
+    int64_t ldc, ldq, ldi, rs, cs, ldb, n, k;
+    const cry_branch *branch;
+    int narrow; /* c holds operands, not floats */
 } tile_job;
 
 CRY_INLINE void tile_do(const tile_job *w, const int mr, const int nv)
 {
     cry_tile acc;
-    if (w->kind == JOB_CHAIN) {
-        if (w->init) tile_load(acc, mr, nv, w->init, w->ldi, w->n);
-        else tile_zero(acc, mr, nv);
-        tile_run(acc, mr, nv, w->k, w->a, w->rs, w->cs, w->b, w->ldb);
-        tile_store(acc, mr, nv, w->c, w->ldc, w->n);
-    } else if (w->kind == JOB_TREE) {
-        float q[TILE_M * TILE_N] __attribute__((aligned(64)));
-        for (int g = 0; g < w->count; g++) {
-            const cry_branch *br = w->branches + g;
-            tile_zero(acc, mr, nv);
-            tile_run(acc, mr, nv, br->end - br->begin, w->a + br->begin * w->cs, w->rs, w->cs,
-                     w->b + br->begin * TILE_N, TILE_N);
-            tile_branch(acc, mr, nv, w->c, w->ldc, q, TILE_N, w->n, br);
-        }
-    } else {
-        if (w->first_block) tile_zero(acc, mr, nv);
-        else tile_load(acc, mr, nv, w->s, w->ldc, w->n);
-        tile_run(acc, mr, nv, w->k, w->a, w->rs, w->cs, w->b, TILE_N);
-        if (w->last_block) tile_branch(acc, mr, nv, w->c, w->ldc, w->q, w->ldc, w->n, w->branches);
-        else tile_store(acc, mr, nv, w->s, w->ldc, w->n);
-    }
+    if (w->init) tile_load(acc, mr, nv, w->init, w->ldi, w->n);
+    else tile_zero(acc, mr, nv);
+    tile_run(acc, mr, nv, w->k, w->a, w->rs, w->cs, w->b, w->ldb);
+    if (w->branch) tile_branch(acc, mr, nv, w->c, w->ldc, w->q, w->ldq, w->n, w->branch);
+    else if (OPERAND_NARROW && w->narrow) tile_store_narrow(acc, mr, nv, w->c, w->ldc, w->n);
+    else tile_store(acc, mr, nv, w->c, w->ldc, w->n);
 }
 
 #define TILE_ROWS(MR) \
@@ -157,16 +160,61 @@ static void (*const tile_rows[TILE_M + 1])(const tile_job *) = {
 #endif
 };
 
-CRY_INLINE int64_t cry_min(int64_t a, int64_t b) { return a < b ? a : b; }
+/* Entry `offset` of where a job writes. */
+CRY_INLINE float *out_at(const tile_job *w, int64_t offset)
+{
+    return OPERAND_NARROW && w->narrow ? (float *)((uint16_t *)w->c + offset) : w->c + offset;
+}
 
-/* All rows of one panel of columns: the panel (or its block) stays in L1 meanwhile. */
+/* All rows of one panel of columns: the panel (or its block) stays in L1 meanwhile.  The lines of c
+ * are asked for before they are needed. */
 static void tile_column(tile_job job, int64_t m)
 {
     for (int64_t i = 0; i < m; i += TILE_M) {
-        tile_rows[cry_min(TILE_M, m - i)](&job);
-        job.c += TILE_M * job.ldc;
+        int64_t rows = cry_min(TILE_M, m - i);
+        for (int64_t r = 0; r < rows; r++) {
+            __builtin_prefetch(out_at(&job, r * job.ldc), 1, 3);
+            if (TILE_V > 1 && job.n > 16) __builtin_prefetch(out_at(&job, r * job.ldc + 16), 1, 3);
+        }
+        tile_rows[rows](&job);
+        job.c = out_at(&job, TILE_M * job.ldc);
         job.a += TILE_M * job.rs;
         if (job.init) job.init += TILE_M * job.ldi;
+        if (job.q) job.q += TILE_M * job.ldq;
+    }
+}
+
+/* Rows of a whose stride is a multiple of 8 KiB fall into the same few sets of the caches and drive
+ * each other out: they are copied first. */
+CRY_INLINE int strides_collide(int64_t rs) { return rs * 4 % 8192 == 0; }
+
+/* One block of k steps of all rows and columns. */
+static void gemm_block(tile_job job, float *c, const float *init, const float *panels, int64_t length,
+                       int64_t m, int64_t n)
+{
+    for (int64_t j = 0; j < n; j += TILE_N) {
+        job.c = c + j;
+        job.init = init ? init + j : 0;
+        job.b = panels + j * length;
+        job.n = cry_min(TILE_N, n - j);
+        tile_column(job, m);
+    }
+}
+
+/* As gemm_block, the rows of a copied together first, some at a time. */
+static void gemm_copied(tile_job job, float *c, const float *init, const float *panels, int64_t length,
+                        int64_t m, int64_t n)
+{
+    float copy[COPY_ROWS * COPY_LD] __attribute__((aligned(64)));
+    const float *a = job.a;
+    int64_t rs = job.rs;
+    job.a = copy, job.rs = COPY_LD;
+    for (int64_t i = 0; i < m; i += COPY_ROWS) {
+        int64_t rows = cry_min(COPY_ROWS, m - i);
+        for (int64_t r = 0; r < rows; r++)
+            for (int64_t u = 0; u < job.k; u += 16)
+                v16_put(copy + r * COPY_LD + u, v16_get(a + (i + r) * rs + u, job.k - u), job.k - u);
+        gemm_block(job, c + i * job.ldc, init ? init + i * job.ldi : 0, panels, length, rows, n);
     }
 }
 
@@ -174,15 +222,13 @@ static void gemm(float *c, int64_t ldc, const float *init, int64_t ldi, const fl
                  int64_t cs, const float *panels, int64_t m, int64_t n, int64_t k)
 {
     int64_t blocks = (k + K_BLOCK - 1) / K_BLOCK, kb = (k + blocks - 1) / blocks;
+    int copies = cs == 1 && m > TILE_M && n > TILE_N && strides_collide(rs);
     for (int64_t t = 0; t < k; t += kb) {
-        for (int64_t j = 0; j < n; j += TILE_N) {
-            tile_job job = {.kind = JOB_CHAIN, .c = c + j, .ldc = ldc, .a = a + t * cs, .rs = rs,
-                            .cs = cs, .b = panels + j * k + t * TILE_N, .ldb = TILE_N,
-                            .n = cry_min(TILE_N, n - j), .k = cry_min(kb, k - t)};
-            job.init = t > 0 ? c + j : init ? init + j : 0;
-            job.ldi = t > 0 ? ldc : ldi;
-            tile_column(job, m);
-        }
+        tile_job job = {.ldc = ldc, .a = a + t * cs, .rs = rs, .cs = cs, .ldb = TILE_N,
+                        .k = cry_min(kb, k - t), .ldi = t > 0 ? ldc : ldi};
+        const float *from = t > 0 ? c : init, *b = panels + t * TILE_N;
+        if (copies) gemm_copied(job, c, from, b, k, m, n);
+        else gemm_block(job, c, from, b, k, m, n);
     }
 }
 
@@ -192,55 +238,83 @@ static void gemm_unpacked(float *c, int64_t ldc, const float *init, const float 
                           int64_t cs, const float *b, int64_t ldb, int64_t m, int64_t n, int64_t k)
 {
     for (int64_t j = 0; j < n; j += TILE_N) {
-        tile_job job = {.kind = JOB_CHAIN, .c = c + j, .ldc = ldc, .init = init ? init + j : 0,
-                        .ldi = ldc, .a = a, .rs = rs, .cs = cs, .b = b + j, .ldb = ldb,
-                        .n = cry_min(TILE_N, n - j), .k = k};
+        tile_job job = {.c = c + j, .ldc = ldc, .init = init ? init + j : 0, .ldi = ldc, .a = a,
+                        .rs = rs, .cs = cs, .b = b + j, .ldb = ldb, .n = cry_min(TILE_N, n - j),
+                        .k = k};
         tile_column(job, m);
     }
 }
 
-static void gemm_tree(float *c, int64_t ldc, const float *a, int64_t rs, int64_t cs,
-                      const float *panels, int64_t m, int64_t n, int64_t rows,
-                      const cry_branch *branches, int count)
+/* Where the running sums of a weight gradient are: q between the groups of a branch, s between the
+ * blocks of a group. */
+typedef struct tree_sums {
+    float *q, *s;
+    int64_t ldq, lds;
+} tree_sums;
+
+/* One block of tokens of one group: sums start at zero or from s, and go to s, or by the branch to c. */
+static void tree_block(tile_job job, const float *a, int64_t rs, int64_t cs, const float *panels,
+                       int64_t ldp, int64_t m, int64_t n, int64_t k, tree_sums sums, int starts)
 {
+    float block[M_BLOCK * K_BLOCK] __attribute__((aligned(64)));
+    float *c = job.c;
+    job.a = block, job.rs = 1, job.cs = M_BLOCK, job.ldb = TILE_N;
+    job.ldi = sums.lds, job.ldq = sums.ldq;
+    job.k = operand_columns(block, M_BLOCK, a, rs, cs, m, k);
+    if (!job.branch) job.ldc = sums.lds;
     for (int64_t j = 0; j < n; j += TILE_N) {
-        tile_job job = {.kind = JOB_TREE, .c = c + j, .ldc = ldc, .a = a, .rs = rs, .cs = cs,
-                        .b = panels + j * rows, .n = cry_min(TILE_N, n - j),
-                        .branches = branches, .count = count};
+        job.c = job.branch ? c + j : sums.s + j;
+        job.q = job.branch ? sums.q + j : 0;
+        job.init = starts ? 0 : sums.s + j;
+        job.b = panels + j * ldp;
+        job.n = cry_min(TILE_N, n - j);
         tile_column(job, m);
     }
+}
+
+/* One group's chain, block by block, by its branch into c.  first, last: whether the chain begins and
+ * ends here, or comes from and goes on in s. */
+static void tree_chain(float *c, int64_t ldc, tree_sums sums, const float *a, int64_t rs, int64_t cs,
+                       const float *panels, int64_t ldp, int64_t m, int64_t n, int64_t rows,
+                       const cry_branch *branch, int first, int last)
+{
+    const int64_t most = K_BLOCK * OPERAND_STEPS;
+    for (int64_t t = 0; t < rows; t += most) {
+        tile_job job = {.c = c, .ldc = ldc, .branch = last && t + most >= rows ? branch : 0};
+        tree_block(job, operand_at(a, t * cs), rs, cs, panels + t / OPERAND_STEPS * TILE_N, ldp, m, n,
+                   cry_min(most, rows - t), sums, first && t == 0);
+    }
+}
+
+static void gemm_tree(float *c, int64_t ldc, const float *a, int64_t rs, int64_t cs,
+                      const float *panels, int64_t m, int64_t n, int64_t length,
+                      const cry_branch *branches, int count)
+{
+    float q[M_BLOCK * N_BLOCK] __attribute__((aligned(64)));
+    float s[M_BLOCK * N_BLOCK] __attribute__((aligned(64)));
+    const tree_sums sums = {q, s, N_BLOCK, N_BLOCK};
+    for (int64_t i = 0; i < m; i += M_BLOCK)
+        for (int64_t j = 0; j < n; j += N_BLOCK)
+            for (const cry_branch *b = branches; b < branches + count; b++)
+                tree_chain(c + i * ldc + j, ldc, sums, operand_at(a, i * rs + b->begin * cs), rs, cs,
+                           panels + j * length + b->at * TILE_N, length, cry_min(M_BLOCK, m - i),
+                           cry_min(N_BLOCK, n - j), b->end - b->begin, b, 1, 1);
 }
 
 static void gemm_branch(float *c, float *q, float *s, int64_t ld, const float *a, int64_t rs,
                         int64_t cs, const float *panels, int64_t m, int64_t n, int64_t k,
                         const cry_branch *branch, int first_block, int last_block)
 {
-    /* Few rows at a time over all columns: a's strided lines are read once and stay in L1. */
-    for (int64_t i = 0; i < m; i += TILE_M) {
-        for (int64_t j = 0; j < n; j += TILE_N) {
+    float own[M_BLOCK * N_BLOCK] __attribute__((aligned(64)));
+    int64_t length = (k + OPERAND_STEPS - 1) / OPERAND_STEPS;
+    for (int64_t i = 0; i < m; i += M_BLOCK)
+        for (int64_t j = 0; j < n; j += N_BLOCK) {
             int64_t at = i * ld + j;
-            tile_job job = {.kind = JOB_BRANCH, .c = c + at, .ldc = ld, .a = a + i * rs, .rs = rs,
-                            .cs = cs, .b = panels + j * k, .q = q + at, .s = s ? s + at : 0,
-                            .n = cry_min(TILE_N, n - j), .k = k, .branches = branch,
-                            .first_block = first_block, .last_block = last_block};
-            tile_rows[cry_min(TILE_M, m - i)](&job);
+            tree_sums sums = {q + at, s ? s + at : own, ld, s ? ld : N_BLOCK};
+            tree_chain(c + at, ld, sums, operand_at(a, i * rs), rs, cs, panels + j * length, length,
+                       cry_min(M_BLOCK, m - i), cry_min(N_BLOCK, n - j), k, branch, first_block,
+                       last_block);
         }
-    }
-}
-
-static void pack(float *panel, const float *b, int64_t ks, int64_t ns, int64_t k, int64_t n)
-{
-    if (ns == 1) { /* rows of b are rows of the panel */
-        for (int64_t t = 0; t < k; t++, b += ks, panel += TILE_N)
-            for (int64_t j = 0; j < TILE_N; j += 16) {
-                int64_t left = n - j;
-                v16_store(panel + j, left >= 16 ? v16_load(b + j)
-                                     : left > 0 ? v16_load_n(b + j, left, 0.0f) : v16_zero());
-            }
-        return;
-    }
-    for (int64_t j = 0; j < TILE_N; j++) /* rows of b are columns: read along, write across */
-        for (int64_t t = 0; t < k; t++) panel[t * TILE_N + j] = j < n ? b[t * ks + j * ns] : 0.0f;
 }
 
 #endif

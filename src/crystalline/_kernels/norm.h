@@ -4,13 +4,13 @@
 #ifndef CRY_NORM_H
 #define CRY_NORM_H
 
-#include "mathfun.h"
+#include "operands.h"
 
 /* y(rows,D), rrms(rows) from x(rows,D), w(D). */
 static void rmsnorm(float *y, float *rrms, const float *x, const float *w, int64_t rows, int64_t D,
                     float eps)
 {
-    for (int64_t i = 0; i < rows; i++, x += D, y += D) {
+    for (int64_t i = 0; i < rows; i++, x += D) {
         v16 s = v16_zero();
         for (int64_t j = 0; j < D; j += 16) {
             v16 v = v16_get(x + j, D - j);
@@ -20,7 +20,7 @@ static void rmsnorm(float *y, float *rrms, const float *x, const float *w, int64
         rrms[i] = r;
         for (int64_t j = 0; j < D; j += 16) {
             v16 v = v16_mul(v16_get(x + j, D - j), v16_set(r));
-            v16_put(y + j, v16_mul(v, v16_get(w + j, D - j)), D - j);
+            value_put(y, i * D + j, v16_mul(v, v16_get(w + j, D - j)), D - j);
         }
     }
 }

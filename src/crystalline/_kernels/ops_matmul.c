@@ -1,4 +1,4 @@
-/* Matrix products over the team: arguments checked, b packed once, work cut by output. */
+/* Matrix products over the team: b packed once, work cut by output. */
 #include "tasks.h"
 
 /* Blocks of `rows` rows by about 512 columns, made smaller until every thread has a few. */
@@ -18,39 +18,82 @@ cry_grid cry_cut(const cry_team *team, int64_t m, int64_t n, int64_t rows)
     }
 }
 
-int64_t cry_packed_len(const cry_team *team, int64_t k, int64_t n)
+cry_products cry_float_products(const cry_team *team)
+{
+    const cry_kernels *k = team->kernels;
+    return (cry_products){1, k->pack, k->gemm, k->gemm_tree, k->gemm_branch, k, 0};
+}
+
+cry_products cry_bf16_products(const cry_team *team)
+{
+    const cry_bf16_kernels *k = team->bf16;
+    return (cry_products){2, k->pack, k->gemm, k->gemm_tree, k->gemm_branch, team->kernels, k};
+}
+
+int64_t cry_packed_len(const cry_team *team, int64_t length, int64_t n)
 {
     int64_t tile_n = team->kernels->tile_n;
-    return cry_ceil(n, tile_n) * tile_n * k;
+    return cry_ceil(n, tile_n) * tile_n * length;
 }
 
 typedef struct pack_job {
-    const cry_kernels *kernels;
+    const cry_products *p;
     float *panels;
     const float *b;
-    int64_t ks, ns, k, n;
+    int64_t ks, ns, k, n, length, tile_n;
+    const cry_branch *branches;
+    int count;
 } pack_job;
 
 static void pack_task(void *context, int64_t task, int thread)
 {
     const pack_job *w = context;
-    int64_t j = task * w->kernels->tile_n;
+    int64_t j = task * w->tile_n;
     (void)thread;
-    w->kernels->pack(w->panels + j * w->k, w->b + j * w->ns, w->ks, w->ns, w->k,
-                     cry_smaller(w->kernels->tile_n, w->n - j));
+    w->p->pack(w->panels + j * w->length, w->b + j * w->ns, w->ks, w->ns, w->k,
+               cry_smaller(w->tile_n, w->n - j));
 }
 
-void cry_pack(const cry_team *team, float *panels, const float *b, int64_t ks, int64_t ns, int64_t k,
-              int64_t n)
+void cry_pack(const cry_team *team, const cry_products *p, float *panels, const float *b, int64_t ks,
+              int64_t ns, int64_t k, int64_t n)
 {
-    pack_job job = {team->kernels, panels, b, ks, ns, k, n};
-    cry_run(team, cry_ceil(n, team->kernels->tile_n), pack_task, &job);
+    pack_job job = {.p = p, .panels = panels, .b = b, .ks = ks, .ns = ns, .k = k, .n = n,
+                    .length = cry_ceil(k, p->steps), .tile_n = team->kernels->tile_n};
+    cry_run(team, cry_ceil(n, job.tile_n), pack_task, &job);
+}
+
+static void pack_groups_task(void *context, int64_t task, int thread)
+{
+    const pack_job *w = context;
+    int64_t j = task / w->count * w->tile_n, n = cry_smaller(w->tile_n, w->n - j);
+    const cry_branch *b = w->branches + task % w->count;
+    float *panel = w->panels + j * w->length + b->at * w->tile_n;
+    const float *from = cry_at(w->p, w->b, b->begin * w->n + j);
+    (void)thread;
+    if (w->p->narrow)
+        w->p->narrow->pack_rows(panel, (const cry_bf16 *)(const void *)from, w->n, b->end - b->begin, n);
+    else w->p->pack(panel, from, w->n, 1, b->end - b->begin, n);
+}
+
+int64_t cry_pack_groups(const cry_team *team, const cry_products *p, float *panels, const float *b,
+                        int64_t n, cry_branch *branches, int count)
+{
+    int64_t length = 0, tile_n = team->kernels->tile_n;
+    for (int g = 0; g < count; g++) {
+        branches[g].at = length;
+        length += cry_ceil(branches[g].end - branches[g].begin, p->steps);
+    }
+    pack_job job = {.p = p, .panels = panels, .b = b, .n = n, .length = length, .tile_n = tile_n,
+                    .branches = branches, .count = count};
+    cry_run(team, cry_ceil(n, tile_n) * count, pack_groups_task, &job);
+    return length;
 }
 
 typedef struct gemm_job {
-    const cry_kernels *kernels;
+    const cry_products *p;
     cry_grid grid;
     float *c;
+    cry_bf16 *narrow;
     const float *init, *a, *panels;
     int64_t ldc, rs, m, n, k;
 } gemm_job;
@@ -59,17 +102,26 @@ static void gemm_task(void *context, int64_t task, int thread)
 {
     const gemm_job *w = context;
     int64_t i = task / w->grid.across * w->grid.rows, j = task % w->grid.across * w->grid.cols;
+    int64_t at = i * w->ldc + j, m = cry_smaller(w->grid.rows, w->m - i);
+    int64_t n = cry_smaller(w->grid.cols, w->n - j);
+    const float *a = w->a + i * w->rs, *panels = w->panels + j * w->k;
     (void)thread;
-    w->kernels->gemm(w->c + i * w->ldc + j, w->ldc, w->init ? w->init + i * w->ldc + j : 0, w->ldc,
-                     w->a + i * w->rs, w->rs, 1, w->panels + j * w->k,
-                     cry_smaller(w->grid.rows, w->m - i), cry_smaller(w->grid.cols, w->n - j), w->k);
+    if (w->narrow)
+        w->p->narrow->gemm_narrow(w->narrow + at, w->ldc, a, w->rs, panels, m, n, w->k);
+    else w->p->gemm(w->c + at, w->ldc, w->init ? w->init + at : 0, w->ldc, a, w->rs, 1, panels, m, n, w->k);
 }
 
-void cry_gemm(const cry_team *team, float *c, int64_t ldc, const float *init, const float *a,
-              int64_t rs, const float *panels, int64_t m, int64_t n, int64_t k)
+static void run_gemm(const cry_team *team, gemm_job job)
 {
-    gemm_job job = {team->kernels, cry_cut(team, m, n, 96), c, init, a, panels, ldc, rs, m, n, k};
+    job.grid = cry_cut(team, job.m, job.n, 384);
     cry_run(team, job.grid.down * job.grid.across, gemm_task, &job);
+}
+
+void cry_gemm(const cry_team *team, const cry_products *p, float *c, int64_t ldc, const float *init,
+              const float *a, int64_t rs, const float *panels, int64_t m, int64_t n, int64_t k)
+{
+    run_gemm(team, (gemm_job){.p = p, .c = c, .ldc = ldc, .init = init, .a = a, .rs = rs,
+                              .panels = panels, .m = m, .n = n, .k = k});
 }
 
 static int sizes_ok(int64_t R, int64_t N, int64_t K) { return R >= 0 && N > 0 && K > 0; }
@@ -82,7 +134,8 @@ int64_t cry_need_matmul(const cry_team *team, int64_t N, int64_t K)
 cry_status cry_pack_weight(const cry_team *team, float *panels, const float *w, int64_t N, int64_t K)
 {
     if (!sizes_ok(0, N, K)) return CRY_BAD_SHAPE;
-    cry_pack(team, panels, w, 1, K, K, N);
+    cry_products p = cry_float_products(team);
+    cry_pack(team, &p, panels, w, 1, K, K, N);
     return CRY_OK;
 }
 
@@ -90,7 +143,8 @@ cry_status cry_matmul_packed(const cry_team *team, float *y, const float *x, con
                              const float *init, int64_t R, int64_t N, int64_t K)
 {
     if (!sizes_ok(R, N, K)) return CRY_BAD_SHAPE;
-    cry_gemm(team, y, N, init, x, K, panels, R, N, K);
+    cry_products p = cry_float_products(team);
+    cry_gemm(team, &p, y, N, init, x, K, panels, R, N, K);
     return CRY_OK;
 }
 
@@ -99,7 +153,7 @@ cry_status cry_matmul(const cry_team *team, float *y, const float *x, const floa
 {
     if (!sizes_ok(R, N, K)) return CRY_BAD_SHAPE;
     if (team->shared_len < cry_need_matmul(team, N, K)) return CRY_NO_SCRATCH;
-    cry_pack(team, team->shared, w, 1, K, K, N);
+    cry_pack_weight(team, team->shared, w, N, K);
     return cry_matmul_packed(team, y, x, team->shared, init, R, N, K);
 }
 
@@ -108,17 +162,46 @@ cry_status cry_matmul_dx(const cry_team *team, float *dx, const float *dy, const
 {
     if (!sizes_ok(R, N, K)) return CRY_BAD_SHAPE;
     if (team->shared_len < cry_need_matmul(team, K, N)) return CRY_NO_SCRATCH;
-    cry_pack(team, team->shared, w, K, 1, N, K);
-    cry_gemm(team, dx, K, 0, dy, N, team->shared, R, K, N);
+    cry_products p = cry_float_products(team);
+    cry_pack(team, &p, team->shared, w, K, 1, N, K);
+    cry_gemm(team, &p, dx, K, 0, dy, N, team->shared, R, K, N);
     return CRY_OK;
 }
 
+/* y(R,n) = x(R,k) b: b, element (t, j) at w[t ks + j ns], is rounded to bf16 on its way into panels. */
+static cry_status bf16_product(const cry_team *team, float *y, cry_bf16 *narrow, const cry_bf16 *x,
+                               const float *w, const float *init, int64_t ks, int64_t ns, int64_t R,
+                               int64_t n, int64_t k)
+{
+    if (!team->bf16) return CRY_BAD_ISA;
+    if (!sizes_ok(R, n, k) || k % 2 || (!y) == (!narrow) || (narrow && init)) return CRY_BAD_SHAPE;
+    if (team->shared_len < cry_packed_len(team, k / 2, n)) return CRY_NO_SCRATCH;
+    cry_products p = cry_bf16_products(team);
+    cry_pack(team, &p, team->shared, w, ks, ns, k, n);
+    run_gemm(team, (gemm_job){.p = &p, .c = y, .narrow = narrow, .ldc = n, .init = init,
+                              .a = (const float *)(const void *)x, .rs = k / 2,
+                              .panels = team->shared, .m = R, .n = n, .k = k / 2});
+    return CRY_OK;
+}
+
+cry_status cry_matmul_bf16(const cry_team *team, float *y, cry_bf16 *narrow, const cry_bf16 *x,
+                           const float *w, const float *init, int64_t R, int64_t N, int64_t K)
+{
+    return bf16_product(team, y, narrow, x, w, init, 1, K, R, N, K);
+}
+
+cry_status cry_matmul_dx_bf16(const cry_team *team, float *dx, cry_bf16 *narrow, const cry_bf16 *dy,
+                              const float *w, int64_t R, int64_t N, int64_t K)
+{
+    return bf16_product(team, dx, narrow, dy, w, 0, K, 1, R, K, N);
+}
+
 typedef struct dw_job {
-    const cry_kernels *kernels;
+    const cry_products *p;
     cry_grid grid;
     float *dw;
     const float *dy, *panels;
-    int64_t R, N, K;
+    int64_t length, N, K;
     cry_branch branches[CRY_GROUPS];
     int count;
 } dw_job;
@@ -128,21 +211,38 @@ static void dw_task(void *context, int64_t task, int thread)
     const dw_job *w = context;
     int64_t i = task / w->grid.across * w->grid.rows, j = task % w->grid.across * w->grid.cols;
     (void)thread;
-    w->kernels->gemm_tree(w->dw + i * w->K + j, w->K, w->dy + i, 1, w->N, w->panels + j * w->R,
-                          cry_smaller(w->grid.rows, w->N - i), cry_smaller(w->grid.cols, w->K - j),
-                          w->R, w->branches, w->count);
+    w->p->gemm_tree(w->dw + i * w->K + j, w->K, cry_at(w->p, w->dy, i), 1, w->N,
+                    w->panels + j * w->length, cry_smaller(w->grid.rows, w->N - i),
+                    cry_smaller(w->grid.cols, w->K - j), w->length, w->branches, w->count);
+}
+
+static cry_status weight_gradient(const cry_team *team, const cry_products *p, float *dw,
+                                  const float *dy, const float *x, const int64_t *groups, int64_t R,
+                                  int64_t N, int64_t K, int accumulate)
+{
+    if (!sizes_ok(R, N, K) || R == 0) return CRY_BAD_SHAPE;
+    if (!cry_groups_ok(groups, R)) return CRY_BAD_GROUPS;
+    if (team->shared_len < cry_need_matmul(team, K, R)) return CRY_NO_SCRATCH;
+    dw_job job = {.p = p, .grid = cry_cut(team, N, K, 48), .dw = dw, .dy = dy,
+                  .panels = team->shared, .N = N, .K = K};
+    job.count = cry_branches(job.branches, groups, accumulate);
+    job.length = cry_pack_groups(team, p, team->shared, x, K, job.branches, job.count);
+    cry_run(team, job.grid.down * job.grid.across, dw_task, &job);
+    return CRY_OK;
 }
 
 cry_status cry_matmul_dw(const cry_team *team, float *dw, const float *dy, const float *x,
                          const int64_t *groups, int64_t R, int64_t N, int64_t K, int accumulate)
 {
-    if (!sizes_ok(R, N, K) || R == 0) return CRY_BAD_SHAPE;
-    if (!cry_groups_ok(groups, R)) return CRY_BAD_GROUPS;
-    if (team->shared_len < cry_need_matmul(team, K, R)) return CRY_NO_SCRATCH;
-    cry_pack(team, team->shared, x, K, 1, R, K);
-    dw_job job = {.kernels = team->kernels, .grid = cry_cut(team, N, K, 48), .dw = dw, .dy = dy,
-                  .panels = team->shared, .R = R, .N = N, .K = K};
-    job.count = cry_branches(job.branches, groups, accumulate);
-    cry_run(team, job.grid.down * job.grid.across, dw_task, &job);
-    return CRY_OK;
+    cry_products p = cry_float_products(team);
+    return weight_gradient(team, &p, dw, dy, x, groups, R, N, K, accumulate);
+}
+
+cry_status cry_matmul_dw_bf16(const cry_team *team, float *dw, const cry_bf16 *dy, const cry_bf16 *x,
+                              const int64_t *groups, int64_t R, int64_t N, int64_t K, int accumulate)
+{
+    if (!team->bf16) return CRY_BAD_ISA;
+    cry_products p = cry_bf16_products(team);
+    return weight_gradient(team, &p, dw, (const float *)(const void *)dy,
+                           (const float *)(const void *)x, groups, R, N, K, accumulate);
 }

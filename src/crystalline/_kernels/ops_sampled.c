@@ -48,6 +48,7 @@ int64_t cry_need_head_sampled(const cry_team *team, const int64_t *groups, int64
 
 typedef struct sampled_job {
     const cry_kernels *kernels;
+    const cry_products *p;
     cry_grid grid;
     cry_sampled c;
     float *losses, *dz_target, *dh, *logits, *ws, *dws, *dw, *q, *s;
@@ -127,11 +128,11 @@ static void run_block(const cry_team *team, const sampled_plan *p, const sampled
     job.targets += at;
     job.h += at * D;
     if (job.dh) job.dh += at * D;
-    cry_gemm(team, job.logits, S, 0, job.h, D, shared + p->forward, job.rows, S, D);
+    cry_gemm(team, all->p, job.logits, S, 0, job.h, D, shared + p->forward, job.rows, S, D);
     cry_run(team, cry_ceil(job.rows, LOSS_ROWS), entropy_task, &job);
     if (!job.dh) return;
-    cry_gemm(team, job.dh, D, job.dh, job.logits, S, shared + p->backward, job.rows, D, S);
-    cry_pack(team, shared + p->h, job.h, D, 1, job.rows, D);
+    cry_gemm(team, all->p, job.dh, D, job.dh, job.logits, S, shared + p->backward, job.rows, D, S);
+    cry_pack(team, all->p, shared + p->h, job.h, D, 1, job.rows, D);
     cry_run(team, job.grid.down, sampled_dw_task, &job);
 }
 
@@ -157,8 +158,9 @@ cry_status cry_head_sampled(const cry_team *team, float *losses, float *dh, floa
     if (team->shared_len < p.total) return CRY_NO_SCRATCH;
     float *shared = team->shared, *sample_log = shared + p.logs;
     for (int64_t j = 0; j < S; j++) sample_log[j] = log_expected[samples[j]];
+    cry_products products = cry_float_products(team);
     sampled_job job = {
-        .kernels = team->kernels, .grid = cry_cut(team, S, 1, 96), .losses = losses,
+        .kernels = team->kernels, .p = &products, .grid = cry_cut(team, S, 1, 96), .losses = losses,
         .c = {.w = w, .log_expected = log_expected, .sample_log = sample_log, .samples = samples,
               .D = D, .S = S, .scale = scale},
         .dz_target = shared + p.dz_target, .dh = dh, .logits = shared + p.logits,
@@ -166,8 +168,8 @@ cry_status cry_head_sampled(const cry_team *team, float *losses, float *dh, floa
         .s = p.s < p.total ? shared + p.s : 0, .h = h, .panels = shared + p.h, .targets = targets,
         .list = list, .groups = groups, .index = index, .V = V};
     cry_run(team, cry_ceil(S, GATHER_ROWS), gather_task, &job);
-    cry_pack(team, shared + p.forward, job.ws, 1, D, D, S);
-    if (dw) cry_pack(team, shared + p.backward, job.ws, D, 1, S, D);
+    cry_pack(team, &products, shared + p.forward, job.ws, 1, D, D, S);
+    if (dw) cry_pack(team, &products, shared + p.backward, job.ws, D, 1, S, D);
     cry_branch branches[CRY_GROUPS];
     int count = cry_branches(branches, groups, 1);
     for (int g = 0; g < count; g++) {

@@ -37,10 +37,10 @@ cdef class Pool:
             raise UsageError(f"threads is {threads}, but must be 1 to 4096")
         cdef bytes name
         if isa is None:
-            self.c.kernels = cry_kernels_for(NULL)
+            self.c.kernels, self.c.bf16 = cry_kernels_for(NULL), cry_bf16_for(NULL)
         else:
             name = isa.encode()
-            self.c.kernels = cry_kernels_for(name)
+            self.c.kernels, self.c.bf16 = cry_kernels_for(name), cry_bf16_for(name)
         if self.c.kernels == NULL:
             raise UsageError(f"instruction set {isa!r} cannot run on this CPU; "
                              f"choose one of {', '.join(available_isas())}")
@@ -59,6 +59,11 @@ cdef class Pool:
 
     def __dealloc__(self):
         cry_pool_free(self.c.pool)
+
+    @property
+    def has_bf16(self):
+        """Whether the methods on bf16 can run: the CPU has AVX512_BF16, and it was not ruled out."""
+        return self.c.bf16 != NULL
 
     @property
     def work_bytes(self):

@@ -5,9 +5,10 @@
 #ifndef CRY_SOFTMAX_H
 #define CRY_SOFTMAX_H
 
-#include "mathfun.h"
+#include "operands.h"
 
-/* losses(rows); logits(rows,V) become their gradient when it is asked for, else are spoilt. */
+/* losses(rows); logits(rows,V) become their gradient when it is asked for, else are spoilt.  A gradient
+ * in bf16 fills the first half of each row, with a zero after an odd V. */
 static void cross_entropy(float *losses, float *logits, const int32_t *targets, int64_t rows,
                           int64_t V, float scale, int gradient)
 {
@@ -31,9 +32,11 @@ static void cross_entropy(float *losses, float *logits, const int32_t *targets, 
         v16_store(log_sum, v16_log(v16_set(sum)));
         losses[i] = (log_sum[0] + m) - zt;
         if (!gradient) continue;
-        v16 factor = v16_set(scale / sum);
-        for (int64_t j = 0; j < V; j += 16) v16_put(z + j, v16_mul(v16_get(z + j, V - j), factor), V - j);
-        z[targets[i]] -= scale;
+        float factor = scale / sum, at_target = z[targets[i]] * factor - scale;
+        for (int64_t j = 0; j < V; j += 16)
+            value_put(z, j, v16_mul(v16_get(z + j, V - j), v16_set(factor)), V - j);
+        value_put(z, targets[i], v16_set(at_target), 1);
+        if (V % OPERAND_STEPS) value_put(z, V, v16_zero(), 1);
     }
 }
 

@@ -1,7 +1,7 @@
 # Part of team.pyx: the loss over sampled classes, and updates of some rows of a table.
 
 
-cdef class Sparse(Attends):
+cdef class Sparse(Narrow):
     """What touches few rows of a large table."""
 
     def head_sampled(self, float[::1] losses, const float[:, ::1] h, const float[:, ::1] w,

@@ -3,7 +3,7 @@
 #ifndef CRY_SWIGLU_H
 #define CRY_SWIGLU_H
 
-#include "mathfun.h"
+#include "operands.h"
 
 CRY_INLINE v16 v16_sigmoid(v16 g)
 {
@@ -14,24 +14,26 @@ CRY_INLINE v16 v16_sigmoid(v16 g)
 /* act(rows,F) from gu(rows,2F). */
 static void swiglu(float *act, const float *gu, int64_t rows, int64_t F)
 {
-    for (int64_t i = 0; i < rows; i++, act += F, gu += 2 * F)
+    for (int64_t i = 0; i < rows; i++)
         for (int64_t j = 0; j < F; j += 16) {
-            v16 g = v16_get(gu + j, F - j), u = v16_get(gu + F + j, F - j);
-            v16_put(act + j, v16_mul(v16_mul(g, v16_sigmoid(g)), u), F - j);
+            int64_t n = F - j, at = 2 * i * F + j;
+            v16 g = value_get(gu, at, n), u = value_get(gu, at + F, n);
+            value_put(act, i * F + j, v16_mul(v16_mul(g, v16_sigmoid(g)), u), n);
         }
 }
 
 /* dgu(rows,2F), which may be gu, from dact(rows,F). */
 static void swiglu_bwd(float *dgu, const float *dact, const float *gu, int64_t rows, int64_t F)
 {
-    for (int64_t i = 0; i < rows; i++, dact += F, gu += 2 * F, dgu += 2 * F)
+    for (int64_t i = 0; i < rows; i++)
         for (int64_t j = 0; j < F; j += 16) {
-            int64_t n = F - j;
-            v16 g = v16_get(gu + j, n), u = v16_get(gu + F + j, n), d = v16_get(dact + j, n);
+            int64_t n = F - j, at = 2 * i * F + j;
+            v16 g = value_get(gu, at, n), u = value_get(gu, at + F, n);
+            v16 d = value_get(dact, i * F + j, n);
             v16 s = v16_sigmoid(g), one = v16_set(1.0f);
             v16 slope = v16_mul(s, v16_fma(g, v16_sub(one, s), one));
-            v16_put(dgu + j, v16_mul(v16_mul(d, u), slope), n);
-            v16_put(dgu + F + j, v16_mul(d, v16_mul(g, s)), n);
+            value_put(dgu, at, v16_mul(v16_mul(d, u), slope), n);
+            value_put(dgu, at + F, v16_mul(d, v16_mul(g, s)), n);
         }
 }
 

@@ -29,14 +29,44 @@ typedef struct cry_grid {
 } cry_grid;
 cry_grid cry_cut(const cry_team *team, int64_t m, int64_t n, int64_t rows);
 
-/* panels = b, element (t, j) at b[t ks + j ns]; each thread packs whole panels. */
-void cry_pack(const cry_team *team, float *panels, const float *b, int64_t ks, int64_t ns, int64_t k,
-              int64_t n);
-int64_t cry_packed_len(const cry_team *team, int64_t k, int64_t n);
+/* The products of one kind of operands: float32, or bf16 in pairs.  `steps` numbers of a sum are one
+ * element of a panel. */
+typedef struct cry_products {
+    int64_t steps;
+    void (*pack)(float *panel, const float *b, int64_t ks, int64_t ns, int64_t k, int64_t n);
+    void (*gemm)(float *c, int64_t ldc, const float *init, int64_t ldi, const float *a, int64_t rs,
+                 int64_t cs, const float *panels, int64_t m, int64_t n, int64_t k);
+    void (*gemm_tree)(float *c, int64_t ldc, const float *a, int64_t rs, int64_t cs,
+                      const float *panels, int64_t m, int64_t n, int64_t length,
+                      const cry_branch *branches, int count);
+    void (*gemm_branch)(float *c, float *q, float *s, int64_t ld, const float *a, int64_t rs,
+                        int64_t cs, const float *panels, int64_t m, int64_t n, int64_t k,
+                        const cry_branch *branch, int first_block, int last_block);
+    const cry_kernels *kernels;     /* float32 */
+    const cry_bf16_kernels *narrow; /* bf16, or NULL */
+} cry_products;
+cry_products cry_float_products(const cry_team *team);
+cry_products cry_bf16_products(const cry_team *team);
 
-/* c(m,n) = init + a b with packed b, cut over the team. */
-void cry_gemm(const cry_team *team, float *c, int64_t ldc, const float *init, const float *a,
-              int64_t rs, const float *panels, int64_t m, int64_t n, int64_t k);
+/* An array of numbers whose kind the products know: entry i. */
+static inline const float *cry_at(const cry_products *p, const float *x, int64_t i)
+{
+    return p->narrow ? (const float *)(const void *)((const cry_bf16 *)(const void *)x + i) : x + i;
+}
+
+/* panels = b (k,n) of float32, element (t, j) at b[t ks + j ns]; each thread packs whole panels. */
+void cry_pack(const cry_team *team, const cry_products *p, float *panels, const float *b, int64_t ks,
+              int64_t ns, int64_t k, int64_t n);
+/* panels = b (., n), rows of numbers of the products' kind, group by group; sets where each group
+ * begins in a panel, returns the panels' length. */
+int64_t cry_pack_groups(const cry_team *team, const cry_products *p, float *panels, const float *b,
+                        int64_t n, cry_branch *branches, int count);
+/* Floats of panels with `length` elements a column. */
+int64_t cry_packed_len(const cry_team *team, int64_t length, int64_t n);
+
+/* c(m,n) = init + a b with packed b, cut over the team; a has k elements a row, row stride rs. */
+void cry_gemm(const cry_team *team, const cry_products *p, float *c, int64_t ldc, const float *init,
+              const float *a, int64_t rs, const float *panels, int64_t m, int64_t n, int64_t k);
 
 /* Rows r of ids(R) by rising token, those of one token in rising order; -1 counts as no token.  Those
  * of token v are list[index[v - 1] .. index[v]), from 0 for the first. */

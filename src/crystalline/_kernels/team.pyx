@@ -1,7 +1,7 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, initializedcheck=False, embedsignature=True
 """The kernels for NumPy arrays: shapes are checked, the interpreter lock is released, C is called."""
 
-from libc.stdint cimport int32_t, int64_t
+from libc.stdint cimport int32_t, int64_t, uint16_t
 
 import numpy as np
 
@@ -34,6 +34,7 @@ include "pool.pxi"
 include "products.pxi"
 include "rows.pxi"
 include "attend.pxi"
+include "narrow.pxi"
 include "sparse.pxi"
 
 
@@ -64,28 +65,46 @@ cdef class Team(Sparse):
 
         With dh and dw also their gradients, times ``scale``; dw is added to with ``accumulate``.
         """
-        cdef int64_t R = h.shape[0], D = h.shape[1], V = w.shape[0]
+        self._head("head", losses, h.shape[0], h.shape[1], &h[0, 0], NULL, w, targets, groups, dh, dw,
+                   scale, accumulate)
+
+    def head_bf16(self, float[::1] losses, const uint16_t[:, ::1] h, const float[:, ::1] w,
+                  const int32_t[::1] targets, const int64_t[::1] groups, float[:, ::1] dh=None,
+                  float[:, ::1] dw=None, float scale=1.0, bint accumulate=False):
+        """``head`` with h, w and the logits' gradient in bf16; D even."""
+        self._head("head_bf16", losses, h.shape[0], h.shape[1], NULL, &h[0, 0], w, targets, groups, dh,
+                   dw, scale, accumulate)
+
+    cdef object _head(self, str op, float[::1] losses, int64_t R, int64_t D, const float *h,
+                      const uint16_t *narrow, const float[:, ::1] w, const int32_t[::1] targets,
+                      const int64_t[::1] groups, float[:, ::1] dh, float[:, ::1] dw, float scale,
+                      bint accumulate):
+        cdef int64_t V = w.shape[0]
         cdef cry_status status
         cdef float *dh_at = NULL
         cdef float *dw_at = NULL
-        _same("head", "columns of w", w.shape[1], "columns of h", D)
-        _same("head", "entries of losses", losses.shape[0], "rows of h", R)
-        _same("head", "targets", targets.shape[0], "rows of h", R)
-        _same("head", "groups", groups.shape[0], "the number of starts", 13)
+        _same(op, "columns of w", w.shape[1], "columns of h", D)
+        _same(op, "entries of losses", losses.shape[0], "rows of h", R)
+        _same(op, "targets", targets.shape[0], "rows of h", R)
+        _same(op, "groups", groups.shape[0], "the number of starts", 13)
         if (dh is None) != (dw is None):
-            raise ValueError("head: dh and dw come together, but only one is given")
+            raise ValueError(f"{op}: dh and dw come together, but only one is given")
         if dh is not None:
-            _same("head", "rows of dh", dh.shape[0], "rows of h", R)
-            _same("head", "columns of dh", dh.shape[1], "columns of h", D)
-            _same("head", "rows of dw", dw.shape[0], "rows of w", V)
-            _same("head", "columns of dw", dw.shape[1], "columns of w", D)
+            _same(op, "rows of dh", dh.shape[0], "rows of h", R)
+            _same(op, "columns of dh", dh.shape[1], "columns of h", D)
+            _same(op, "rows of dw", dw.shape[0], "rows of w", V)
+            _same(op, "columns of dw", dw.shape[1], "columns of w", D)
             dh_at, dw_at = &dh[0, 0], &dw[0, 0]
         self._reserve(cry_need_head(&self.c, &groups[0], D, V, dw_at != NULL), 0)
         self._enter()
         with nogil:
-            status = cry_head(&self.c, &losses[0], dh_at, dw_at, &h[0, 0], &w[0, 0], &targets[0],
-                              &groups[0], R, D, V, scale, accumulate)
-        self._leave("head", status)
+            if narrow != NULL:
+                status = cry_head_bf16(&self.c, &losses[0], dh_at, dw_at, narrow, &w[0, 0], &targets[0],
+                                       &groups[0], R, D, V, scale, accumulate)
+            else:
+                status = cry_head(&self.c, &losses[0], dh_at, dw_at, h, &w[0, 0], &targets[0],
+                                  &groups[0], R, D, V, scale, accumulate)
+        self._leave(op, status)
 
     def adamw(self, float[::1] p, float[::1] m, float[::1] v, const float[::1] grad, *,
               float grad_scale, double beta1, double beta2, float step_size, float eps,

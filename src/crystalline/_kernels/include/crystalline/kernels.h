@@ -39,6 +39,7 @@ typedef struct cry_branch {
     int first_in_q;     /* this group's sum starts q; otherwise it is added to q */
     int last_in_q;      /* q is complete after this group and goes to the total */
     int starts_total;   /* q becomes the total; otherwise it is added to it */
+    int64_t at;         /* where the rows begin in packed panels, counted in elements */
 } cry_branch;
 
 typedef struct cry_adamw {
@@ -67,15 +68,16 @@ typedef struct cry_kernels {
     const char *isa;
     int64_t tile_m, tile_n; /* rows and columns of the register tile; a packed panel has tile_n columns */
 
-    /* panel(k, tile_n) = b: element (t, j) is b[t ks + j ns], columns n .. tile_n are zero. */
+    /* panel(k, tile_n) = b: element (t, j) is b[t ks + j ns], columns n .. tile_n are zero.
+     * ks or ns is 1. */
     void (*pack)(float *panel, const float *b, int64_t ks, int64_t ns, int64_t k, int64_t n);
     /* c(m, n) = init + a b.  a(i, t) is a[i rs + t cs]; b is packed in panels of k x tile_n; init
      * (row stride ldi) may be NULL for zero, or c itself. */
     void (*gemm)(float *c, int64_t ldc, const float *init, int64_t ldi, const float *a, int64_t rs,
                  int64_t cs, const float *panels, int64_t m, int64_t n, int64_t k);
-    /* c(m, n) over the groups' rows t of a and b, by the fixed tree; panels hold `rows` rows. */
+    /* c(m, n) over the groups' rows t of a and b, by the fixed tree; panels are `length` long. */
     void (*gemm_tree)(float *c, int64_t ldc, const float *a, int64_t rs, int64_t cs,
-                      const float *panels, int64_t m, int64_t n, int64_t rows,
+                      const float *panels, int64_t m, int64_t n, int64_t length,
                       const cry_branch *branches, int count);
     /* One block of one group: the group's chain runs on in s (m, n) between blocks; at its end the
      * sum goes through q (m, n) to c (m, n), as the branch says.  All have row stride ld. */
@@ -123,6 +125,44 @@ typedef struct cry_kernels {
     void (*adamw_rest)(float *p, float *m, float *v, const float *past, int64_t steps, int64_t n,
                        const cry_adamw *c);
 } cry_kernels;
+
+/* bf16: the upper half of a float32. */
+typedef uint16_t cry_bf16;
+
+/* Products of bf16 operands, summed in float32, and what feeds them; for CPUs with AVX512_BF16.  An
+ * element of `a` in gemm and of panels is a pair of neighbours in the sum (an odd last one has a zero
+ * beside it), and k counts pairs, so that the functions are called as those of cry_kernels.  Numbers
+ * are rounded to the nearest, to even.  Bits depend on no number of threads, but need not be those of
+ * another CPU. */
+typedef struct cry_bf16_kernels {
+    /* b is float32, or bf16 whose rows run along the panel (element (t, j) at b[t ks + j]); k counts
+     * single numbers. */
+    void (*pack)(float *panel, const float *b, int64_t ks, int64_t ns, int64_t k, int64_t n);
+    void (*pack_rows)(float *panel, const cry_bf16 *b, int64_t ks, int64_t k, int64_t n);
+    void (*gemm)(float *c, int64_t ldc, const float *init, int64_t ldi, const float *a, int64_t rs,
+                 int64_t cs, const float *panels, int64_t m, int64_t n, int64_t k);
+    /* c(m, n) = a b, rounded. */
+    void (*gemm_narrow)(cry_bf16 *c, int64_t ldc, const float *a, int64_t rs, const float *panels,
+                        int64_t m, int64_t n, int64_t k);
+    /* As in cry_kernels, with a pointing to bf16, rs 1; branches count rows, at and length pairs. */
+    void (*gemm_tree)(float *c, int64_t ldc, const float *a, int64_t rs, int64_t cs,
+                      const float *panels, int64_t m, int64_t n, int64_t length,
+                      const cry_branch *branches, int count);
+    void (*gemm_branch)(float *c, float *q, float *s, int64_t ld, const float *a, int64_t rs,
+                        int64_t cs, const float *panels, int64_t m, int64_t n, int64_t k,
+                        const cry_branch *branch, int first_block, int last_block);
+    void (*narrow)(cry_bf16 *y, const float *x, int64_t n);
+    void (*rmsnorm)(cry_bf16 *y, float *rrms, const float *x, const float *w, int64_t rows, int64_t D,
+                    float eps);
+    void (*swiglu)(cry_bf16 *act, const cry_bf16 *gu, int64_t rows, int64_t F);
+    void (*swiglu_bwd)(cry_bf16 *dgu, const cry_bf16 *dact, const cry_bf16 *gu, int64_t rows, int64_t F);
+    /* The gradient fills the first half of each row of logits, a zero after an odd V. */
+    void (*cross_entropy)(float *losses, float *logits, const int32_t *targets, int64_t rows,
+                          int64_t V, float scale, int gradient);
+} cry_bf16_kernels;
+
+/* The bf16 table, where this CPU can run it and isa is NULL or "avx512"; else NULL. */
+CRY_API const cry_bf16_kernels *cry_bf16_for(const char *isa);
 
 /* The table for `isa` ("portable", "avx2", "avx512"), or for the best one when isa is NULL.  NULL
  * when the name is unknown or this CPU cannot run it. */

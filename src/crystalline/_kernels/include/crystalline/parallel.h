@@ -60,6 +60,7 @@ typedef struct cry_team {
     cry_pool *pool;
     float *shared, *scratch;
     int64_t shared_len, scratch_len;
+    const cry_bf16_kernels *bf16; /* NULL: the functions on bf16 return CRY_BAD_ISA */
 } cry_team;
 
 /* Floats needed in `shared` (products of a (., K) and an (N, K) matrix, norms, head), and in
@@ -118,6 +119,24 @@ CRY_API cry_status cry_attention_with_cache(const cry_team *team, float *out, co
 CRY_API cry_status cry_swiglu(const cry_team *team, float *act, const float *gu, int64_t R, int64_t F);
 CRY_API cry_status cry_swiglu_bwd(const cry_team *team, float *dgu, const float *dact,
                                   const float *gu, int64_t R, int64_t F);
+/* The same on bf16, for an even number of terms of a sum (K forward, N for dx): operands in bf16, w
+ * rounded to it, sums in float32.  The result goes to y, or rounded to `narrow`; the other is NULL. */
+CRY_API cry_status cry_to_bf16(const cry_team *team, cry_bf16 *y, const float *x, int64_t n);
+CRY_API cry_status cry_matmul_bf16(const cry_team *team, float *y, cry_bf16 *narrow,
+                                   const cry_bf16 *x, const float *w, const float *init, int64_t R,
+                                   int64_t N, int64_t K);
+CRY_API cry_status cry_matmul_dx_bf16(const cry_team *team, float *dx, cry_bf16 *narrow,
+                                      const cry_bf16 *dy, const float *w, int64_t R, int64_t N,
+                                      int64_t K);
+CRY_API cry_status cry_matmul_dw_bf16(const cry_team *team, float *dw, const cry_bf16 *dy,
+                                      const cry_bf16 *x, const int64_t *groups, int64_t R, int64_t N,
+                                      int64_t K, int accumulate);
+CRY_API cry_status cry_rmsnorm_bf16(const cry_team *team, cry_bf16 *y, float *rrms, const float *x,
+                                    const float *w, int64_t R, int64_t D, float eps);
+CRY_API cry_status cry_swiglu_bf16(const cry_team *team, cry_bf16 *act, const cry_bf16 *gu, int64_t R,
+                                   int64_t F);
+CRY_API cry_status cry_swiglu_bwd_bf16(const cry_team *team, cry_bf16 *dgu, const cry_bf16 *dact,
+                                       const cry_bf16 *gu, int64_t R, int64_t F);
 /* x(R,D) = w(V,D)[ids]. */
 CRY_API cry_status cry_embedding(const cry_team *team, float *x, const float *w, const int32_t *ids,
                                  int64_t R, int64_t D, int64_t V);
@@ -131,6 +150,11 @@ CRY_API cry_status cry_embedding_bwd(const cry_team *team, float *dw, const floa
 CRY_API cry_status cry_head(const cry_team *team, float *losses, float *dh, float *dw, const float *h,
                             const float *w, const int32_t *targets, const int64_t *groups,
                             int64_t R, int64_t D, int64_t V, float scale, int accumulate);
+/* As cry_head, with h (and w, the logits' gradient) in bf16, D even; needs what cry_head needs. */
+CRY_API cry_status cry_head_bf16(const cry_team *team, float *losses, float *dh, float *dw,
+                                 const cry_bf16 *h, const float *w, const int32_t *targets,
+                                 const int64_t *groups, int64_t R, int64_t D, int64_t V, float scale,
+                                 int accumulate);
 CRY_API cry_status cry_adamw_step(const cry_team *team, float *p, float *m, float *v,
                                   const float *grad, int64_t n, const cry_adamw *c);
 /* Sum of squares over 144 fixed spans, 16 lanes each; sums (13) get the 12 spheres' parts, each 12

@@ -1,0 +1,91 @@
+/* What works along rows and hands on bf16, over the team. */
+#include "tasks.h"
+
+typedef struct narrow_job {
+    const cry_team *team;
+    cry_bf16 *out;
+    float *rrms;
+    const float *x, *w;
+    const cry_bf16 *in, *in2;
+    int64_t rows, width, span;
+    float eps;
+} narrow_job;
+
+/* Spans of rows of about 16 K numbers. */
+static void run_spans(narrow_job *job, cry_task *task)
+{
+    job->span = cry_ceil(16384, job->width);
+    cry_run(job->team, cry_ceil(job->rows, job->span), task, job);
+}
+
+#define SPAN_OF(w, task) \
+    int64_t at = (task) * (w)->span, n = cry_smaller((w)->span, (w)->rows - at), width = (w)->width; \
+    const cry_bf16_kernels *kernels = (w)->team->bf16; \
+    (void)thread
+
+static void narrow_task(void *context, int64_t task, int thread)
+{
+    const narrow_job *w = context;
+    SPAN_OF(w, task);
+    kernels->narrow(w->out + at * width, w->x + at * width, n * width);
+}
+
+cry_status cry_to_bf16(const cry_team *team, cry_bf16 *y, const float *x, int64_t n)
+{
+    if (!team->bf16) return CRY_BAD_ISA;
+    if (n < 0) return CRY_BAD_SHAPE;
+    narrow_job job = {.team = team, .out = y, .x = x, .rows = n, .width = 1};
+    run_spans(&job, narrow_task);
+    return CRY_OK;
+}
+
+static void rmsnorm_task(void *context, int64_t task, int thread)
+{
+    const narrow_job *w = context;
+    SPAN_OF(w, task);
+    kernels->rmsnorm(w->out + at * width, w->rrms + at, w->x + at * width, w->w, n, width, w->eps);
+}
+
+cry_status cry_rmsnorm_bf16(const cry_team *team, cry_bf16 *y, float *rrms, const float *x,
+                            const float *w, int64_t R, int64_t D, float eps)
+{
+    if (!team->bf16) return CRY_BAD_ISA;
+    if (R < 0 || D <= 0) return CRY_BAD_SHAPE;
+    narrow_job job = {.team = team, .out = y, .rrms = rrms, .x = x, .w = w, .rows = R, .width = D,
+                      .eps = eps};
+    run_spans(&job, rmsnorm_task);
+    return CRY_OK;
+}
+
+static void swiglu_task(void *context, int64_t task, int thread)
+{
+    const narrow_job *w = context;
+    SPAN_OF(w, task);
+    kernels->swiglu(w->out + at * width, w->in + 2 * at * width, n, width);
+}
+
+cry_status cry_swiglu_bf16(const cry_team *team, cry_bf16 *act, const cry_bf16 *gu, int64_t R, int64_t F)
+{
+    if (!team->bf16) return CRY_BAD_ISA;
+    if (R < 0 || F <= 0) return CRY_BAD_SHAPE;
+    narrow_job job = {.team = team, .out = act, .in = gu, .rows = R, .width = F};
+    run_spans(&job, swiglu_task);
+    return CRY_OK;
+}
+
+static void swiglu_bwd_task(void *context, int64_t task, int thread)
+{
+    const narrow_job *w = context;
+    SPAN_OF(w, task);
+    kernels->swiglu_bwd(w->out + 2 * at * width, w->in + at * width, w->in2 + 2 * at * width, n, width);
+}
+
+cry_status cry_swiglu_bwd_bf16(const cry_team *team, cry_bf16 *dgu, const cry_bf16 *dact,
+                               const cry_bf16 *gu, int64_t R, int64_t F)
+{
+    if (!team->bf16) return CRY_BAD_ISA;
+    if (R < 0 || F <= 0) return CRY_BAD_SHAPE;
+    narrow_job job = {.team = team, .out = dgu, .in = dact, .in2 = gu, .rows = R, .width = F};
+    run_spans(&job, swiglu_bwd_task);
+    return CRY_OK;
+}
