@@ -132,6 +132,23 @@ def test_gradients_of_a_step_are_those_of_its_rows(tied: bool) -> None:
         assert np.max(abs(dw[touched] - want[touched])) < 1e-5 * np.max(abs(want)), name
 
 
+def test_bf16_operands_with_the_sampled_loss() -> None:
+    """All classes sampled: the gradients of the full loss with bf16 operands, its own roundings."""
+    c, team = ModelConfig(300, 64, 2, 2, 2, 96, 16), Team(2)
+    if not team.has_bf16:
+        pytest.skip("this CPU has no AVX512_BF16")
+    weights, full, sampled = (Parameters(c) for _ in range(3))
+    initialise(weights, 0)
+    candidates = Candidates(np.ones(300, np.int64), 300, 0, team)
+    ids, targets = np.random.default_rng(0).integers(0, 300, (2, 13, 16), np.int32)
+    a = Decoder(weights, team, 13, 16, full, "bf16")
+    b = Decoder(weights, team, 13, 16, sampled, "bf16", candidates.log_expected)
+    want = a.gradient(ids, targets, 1 / 208, False)
+    assert b.gradient(ids, targets, 1 / 208, False, candidates.draw(0)) == pytest.approx(want, 1e-3)
+    assert np.max(abs(sampled.flat - full.flat)) < 0.01 * np.max(abs(full.flat))
+    assert b.loss(ids, targets) == pytest.approx(want, 1e-3)
+
+
 # --- Rows that are touched, and the others.
 
 
