@@ -131,6 +131,7 @@ def train(
         "loss": loss, "validation": last["loss"], "validation_tokens": last["tokens"],
         "tokens": sum(e["tokens"] for e in stepped),
         "seconds": sum(e["seconds"] for e in stepped),
+        "step_seconds": min(e["seconds"] for e in stepped),
     }  # fmt: skip
 
 
@@ -140,12 +141,12 @@ def compare_quality(minutes: float, steps: int | None, threads: int) -> dict[str
         folder = Path(name)
         size = library(folder / "text")
         begun = time.monotonic()
-        trial = train(folder / "text", folder / "trial", "full", 4, threads)
+        trial = train(folder / "text", folder / "trial", "full", 2, threads)
         more = {"tokenizer": folder / "trial"}
         if steps is None:
             # Both trainings and their validations; the sampled one takes about 0.65 of the other.
             seconds = 60 * minutes - (time.monotonic() - begun)
-            steps = max(8, int(0.8 * seconds / 1.65 / (trial["seconds"] / 4)))
+            steps = max(8, int(0.7 * seconds / 1.65 / trial["step_seconds"]))
         runs = [
             train(folder / "text", folder / loss, loss, steps, threads, **more)
             for loss in ("full", "sampled")
