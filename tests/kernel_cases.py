@@ -15,6 +15,7 @@ import numpy as np
 import reference as ref
 from attention_cases import attention, attention_bwd, attention_cached, rope
 from case import EPS, Array, Arrays, Case, Due, Shape, draw, groups_of, poison, start
+from sampled_cases import adamw_rest_rows, adamw_rows, head_sampled, squared_norm_rows
 from tolerance import SHAPES
 
 from crystalline._native import Team
@@ -323,6 +324,11 @@ BUILDERS: dict[str, tuple[Builder, str]] = {
     "embedding int8": (ON(embedding_weight, precision="int8"), "few"),
     "exp": (exp, "flat"),
     "log": (log, "flat"),
+    "head_sampled losses": (ON(head_sampled, gradient=False), "cross_entropy"),
+    "head_sampled": (head_sampled, "cross_entropy"),
+    "adamw_rows": (adamw_rows, "rows"),
+    "squared_norm_rows": (squared_norm_rows, "rows"),
+    "adamw_rest_rows": (adamw_rest_rows, "rows"),
 }
 GRID = [(op, shape) for op, (_, grid) in BUILDERS.items() for shape in SHAPES[grid]]
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from conftest import TINY, prose
 
 BENCH = Path(__file__).parent.parent / "bench"
 Bench = Callable[..., Any]
@@ -65,7 +66,7 @@ def test_a_wrong_list_of_threads_is_refused(undisturbed: Any) -> None:
 
 
 def test_the_benches_run_as_programs() -> None:
-    for name in ("scaling", "stealing"):
+    for name in ("scaling", "stealing", "sampled"):
         done = subprocess.run(
             [sys.executable, str(BENCH / f"{name}.py"), "--help"], capture_output=True, text=True,
             check=False,
@@ -82,6 +83,34 @@ def test_stealing(bench: Bench) -> None:
         assert row["time_ratio"] == pytest.approx(on["ms"] / off["ms"])
         assert row["improves"] == (row["excess_ratio"] <= 0.8 and row["time_ratio"] < 1)
         assert 0 <= on["excess"] <= 1 and off["samples"] == 1
+
+
+@pytest.mark.parametrize("words", ["", "--uniform"])
+def test_sampled_output_layer(bench: Bench, words: str) -> None:
+    sizes = ["--vocabulary", "600", "--vocabulary", "700"]
+    got = bench("sampled", *sizes, "--threads", "2", "--samples", "1", *words.split())
+    assert [row["V"] for row in got] == [600, 700]
+    for row in got:
+        assert row["ratio"] == pytest.approx(row["full_ms"] / row["sampled_ms"])
+
+
+def test_sampled_quality(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a small text in place of the library, and a small model."""
+    sampled = importlib.import_module("sampled")
+
+    def library(folder: Path) -> int:
+        folder.mkdir()
+        (folder / "text.py").write_text(prose(3000))
+        return (folder / "text.py").stat().st_size
+
+    monkeypatch.setattr(sampled, "library", library)
+    monkeypatch.setattr(sampled, "SIZES", {k: v for k, v in TINY.items() if k != "vocab_size"})
+    got = bench("sampled", "--quality", "--steps", "3", "--threads", "1")
+    full, few = got["runs"]
+    assert (full["loss"], few["loss"]) == ("full", "sampled")
+    assert full["tokens"] == few["tokens"] > 0 and got["steps"] == 3
+    assert got["gap"] == pytest.approx(few["validation"] / full["validation"] - 1)
+    assert got["time"] == pytest.approx(few["seconds"] / full["seconds"])
 
 
 def test_samples_alternate_and_disturbed_ones_are_dropped(

@@ -157,6 +157,8 @@ def test_a_setting_that_does_not_fit(train: Fails, args: str, says: str) -> None
     ("epoch = 3", "c.toml: unknown option 'epoch'; did you mean epochs?"),
     ("dim = 'wide'", "c.toml: dim is 'wide', but must be a whole number"),
     ("dim = = 3", "c.toml: not valid TOML"),
+    ("loss = 'sample'", "c.toml: loss is 'sample', but must be one of full, sampled; choose"),
+    ("samples = 40", "samples is 40, but loss is full; choose loss sampled"),
 ])  # fmt: skip
 def test_a_file_of_settings_that_does_not_fit(
     train: Fails, tmp_path: Path, toml: str, says: str
@@ -212,10 +214,21 @@ def test_what_generate_refuses(fails: Fails, made: Path, args: str, says: str) -
 
 
 @pytest.mark.parametrize(
-    "args", ["--precision bf16", "--loss sampled", "--preset big", "--steps 1"]
+    "args", ["--precision bf16", "--loss half", "--samples 0", "--preset big", "--steps 1"]
 )
 def test_what_bench_refuses(fails: Fails, args: str) -> None:
     fails(2, ["Invalid value", "See crystalline bench step --help"], "bench", "step", *args.split())
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        ("--loss sampled --samples 66", "samples is 66, but the vocabulary has 65 tokens"),
+        ("--samples 40", "samples is 40, but loss is full; choose loss sampled"),
+    ],
+)
+def test_what_bench_refuses_of_samples(fails: Fails, args: str, says: str) -> None:
+    fails(2, says, "bench", "step", "--preset", "nano", *args.split())
 
 
 # --- checkpoints ----------------------------------------------------------------------------------

@@ -146,4 +146,8 @@ def test_bench_step_prints_one_object() -> None:
     assert said["tokens_per_s"] == pytest.approx(2 * 8 / said["ms_per_step"] * 1e3)
     assert said["gflops"] == pytest.approx(said["tokens_per_s"] * said["mflop_per_token"] / 1e3)
     assert (said["config"]["seq_len"], said["config"]["vocab_size"]) == (8, 65)
-    assert "tokens/s" in invoke(*args)
+    assert "full loss" in invoke(*args) and "tokens/s" in invoke(*args)
+    sampled = json.loads(invoke(*args, "--loss", "sampled", "--samples", 12, "--json"))
+    assert (sampled["loss"], sampled["samples"]) == ("sampled", 12)
+    assert sampled["mflop_per_token"] < said["mflop_per_token"]
+    assert json.loads(invoke(*args, "--loss", "sampled", "--json"))["samples"] == 65

@@ -13,12 +13,11 @@ from crystalline.config import (
     PRESETS,
     ModelConfig,
     TrainConfig,
-    load_toml,
     parameter_count,
     parameter_shapes,
-    train_config,
 )
 from crystalline.errors import ConfigError, UsageError
+from crystalline.options import load_toml, train_config
 
 GOOD = {
     "vocab_size": 300, "dim": 24, "layers": 2, "heads": 6, "kv_heads": 2, "hidden": 40,
@@ -236,7 +235,7 @@ def test_paths_are_taken_as_text():
 
 WHOLE = (
     "steps", "vocab_size", "dim", "layers", "heads", "kv_heads", "hidden", "seq_len",
-    "batch_size", "accumulate", "seed", "threads",
+    "batch_size", "accumulate", "seed", "threads", "samples",
 )  # fmt: skip
 BROKEN_OPTIONS = [
     *[(name, value) for name in WHOLE for value in (-1, 2**63, 1.5, "x", True, [1])],
@@ -246,6 +245,9 @@ BROKEN_OPTIONS = [
     ("preset", "sead"),
     ("preset", "zzz"),
     ("preset", 3),
+    ("loss", "sampeld"),
+    ("loss", "zzz"),
+    ("loss", 3),
     ("tokenizer", 3),
     ("val", 3),
     ("val", [3]),
@@ -257,7 +259,8 @@ def test_a_broken_option_names_place_field_value_rule_and_a_value_that_works(nam
     message = refused(train_config, {name: value}, "train.toml")
     assert message.startswith(f"train.toml: {name} is {value!r}, but ")
     works = message.split("; choose ")[1]
-    good = works if name == "preset" and "'" not in works else json.loads(works.replace("'", '"'))
+    named = name in ("preset", "loss") and "'" not in works
+    good = works if named else json.loads(works.replace("'", '"'))
     train_config({name: good}, "train.toml")
 
 

@@ -77,6 +77,7 @@ def test_groups_of_any_size(R: int, groups: Array, add: bool, isa: str) -> None:
         kernel_cases.rmsnorm_bwd((R, 21), add, groups),
         kernel_cases.embedding_bwd((R, 9, 21), add, groups),
         kernel_cases.head((R, 5, 33), True, add, groups),
+        kernel_cases.head_sampled((R, 5, 33), groups=groups),
     ):
         want = bits(c.outputs(Team(1, "portable")))
         assert bits(check(c, team(isa, 1))) == want

@@ -11,6 +11,7 @@ import pytest
 import reference as ref
 import torch
 from numpy.typing import NDArray
+from sampled_reference import sampled_cross_entropy, sampled_cross_entropy_backward
 from tolerance import assert_close
 from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -66,6 +67,7 @@ def assert_near(got: Array, want: Array, relative: float, what: str) -> None:
 
 
 IDS, TARGETS = np.array([3, 0, 3, 1, 3]), np.array([2, -1, 0, 5, 2])
+SAMPLES, LOG_EXPECTED = np.array([0, 2, 3]), -np.arange(6) / 4  # two of the targets are sampled
 # Name: inputs, forward(*inputs), backward(dy, *inputs) with one gradient for each input.
 GRADIENTS: dict[str, tuple[list[Array], Callable[..., Any], Callable[..., Any]]] = {
     "matmul": (
@@ -103,6 +105,13 @@ GRADIENTS: dict[str, tuple[list[Array], Callable[..., Any], Callable[..., Any]]]
         [normal(5, 4), normal(6, 4)],
         lambda h, w: ref.linear_cross_entropy(h, w, TARGETS).sum(),
         lambda scale, h, w: ref.linear_cross_entropy_backward(h, w, TARGETS, float(scale)),
+    ),
+    "sampled_cross_entropy": (
+        [normal(5, 4), normal(6, 4)],
+        lambda h, w: sampled_cross_entropy(h, w, TARGETS, SAMPLES, LOG_EXPECTED).sum(),
+        lambda scale, h, w: sampled_cross_entropy_backward(
+            h, w, TARGETS, SAMPLES, LOG_EXPECTED, float(scale)
+        ),
     ),
 }
 

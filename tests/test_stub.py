@@ -17,7 +17,8 @@ IMPORTED = {
 }  # fmt: skip
 CLASSES = [
     (_native, "Pool"), (_native, "Products"), (_native, "Rows"), (_native, "Attends"),
-    (_native, "Narrow"), (_native, "Generates"), (_native, "Team"),
+    (_native, "Narrow"), (_native, "Generates"), (_native, "Sparse"),
+    (_native, "Team"),
     (_native, "Weight"), (_native, "Stack"), (_queue, "MessageQueue"), (_queue, "SphereMessage"),
 ]  # fmt: skip
 

@@ -25,7 +25,10 @@ SMALL = {
 MAY_GROW = {
     ("rope", "x", 0), ("rope", "x", 1), ("embedding", "w", 0), ("head losses", "w", 0),
     ("squared_norm", "x", 0), ("squared_norm", "total", 0), ("matmul_packed", "w", 0),
-    ("matmul_packed", "y", 1),
+    ("matmul_packed", "y", 1), ("head_sampled", "samples", 0), ("adamw_rows", "rows", 0),
+    ("squared_norm_rows", "rows", 0), ("squared_norm_rows", "x", 0),
+    ("squared_norm_rows", "x", 1), ("squared_norm_rows", "total", 0),
+    ("adamw_rest_rows", "rows", 0), ("adamw_rest_rows", "past", 0),
 }  # fmt: skip
 
 
@@ -88,7 +91,10 @@ def test_other_numbers_and_other_layouts_are_refused(op: str) -> None:
 BAD_GROUPS = [[1, *[3] * 12], [0, *[2] * 12], [0, *[4] * 12], [0, 2, 1, *[3] * 10], [-1, *[3] * 12]]
 
 
-@pytest.mark.parametrize("op", ["matmul_dw", "rmsnorm_bwd", "embedding_bwd", "head", "head losses"])
+@pytest.mark.parametrize(
+    "op",
+    ["matmul_dw", "rmsnorm_bwd", "embedding_bwd", "head", "head losses", "head_sampled"],
+)
 @pytest.mark.parametrize("groups", BAD_GROUPS)
 def test_groups_that_do_not_rise_to_the_rows_are_refused(op: str, groups: list[int]) -> None:
     build, grid = BUILDERS[op]
@@ -102,6 +108,7 @@ def test_groups_that_do_not_rise_to_the_rows_are_refused(op: str, groups: list[i
     [
         ("embedding", "ids", 4), ("embedding", "ids", -1), ("embedding_bwd", "ids", 4),
         ("embedding_bwd", "ids", -1), ("head", "targets", 5), ("head", "targets", -2),
+        ("head_sampled", "targets", 5), ("head_sampled", "targets", -2),
     ],
 )  # fmt: skip
 def test_a_token_outside_the_vocabulary_is_refused(op: str, name: str, bad: int) -> None:

@@ -11,6 +11,8 @@ import pytest
 import reference as ref
 import torch
 from numpy.typing import NDArray
+from sampled_cases import head_sampled
+from sampled_reference import sampled_cross_entropy, sampled_cross_entropy_backward
 from tolerance import SHAPES, TOLERANCE, assert_close, ratio
 from torch.nn import functional
 
@@ -154,6 +156,31 @@ def cross_entropy_cases(shape: Shape, bf16: bool) -> list[Case]:
     ]
 
 
+def sampled_cases(shape: Shape, bf16: bool) -> list[Case]:
+    c = head_sampled(shape)
+    h, w, targets, samples, log_expected = (
+        c.reads[name] for name in ("h", "w", "targets", "samples", "log_expected")
+    )
+    R, t, ids = len(h), torch.tensor(targets).long(), torch.tensor(samples).long()
+    offset, scale = torch.tensor(log_expected), 1 / R
+
+    def loss(h: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+        z = (h @ w[ids].T - offset[ids]).masked_fill(t[:, None] == ids, -math.inf)
+        own = (h * w[t]).sum(1) - offset[t]
+        place = torch.where(t < 0, -1, len(ids))
+        z = torch.cat([z, own[:, None]], 1)
+        return functional.cross_entropy(z, place, ignore_index=-1, reduction="none")
+
+    y, dh, dw = run_torch(loss, np.full(R, scale, np.float32), h, w, bf16=bf16)
+    inputs = (h, w, targets, samples, log_expected)
+    want_dh, want_dw = sampled_cross_entropy_backward(*inputs, scale)
+    return [
+        ("sampled.loss", y, sampled_cross_entropy(*inputs), inputs, {}),
+        ("sampled.dh", dh, want_dh, (*inputs, scale), {}),
+        ("sampled.dw", dw, want_dw, (*inputs, scale), {}),
+    ]
+
+
 def flat_cases(shape: Shape, bf16: bool) -> list[Case]:
     (n,) = shape
     x, g, m, v = single(n), single(n, seed=1), single(n, seed=2), single(n, seed=3) ** 2
@@ -185,6 +212,7 @@ CASES: list[tuple[Callable[[Shape, bool], list[Case]], str]] = [
     (swiglu_cases, "swiglu"),
     (embedding_cases, "embedding"),
     (cross_entropy_cases, "cross_entropy"),
+    (sampled_cases, "cross_entropy"),
     (flat_cases, "flat"),
 ]
 GRID = [(cases, shape) for cases, grid in CASES for shape in SHAPES[grid]]

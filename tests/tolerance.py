@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import reference as ref
+import sampled_reference as sampled
 from numpy.typing import NDArray
 
 Array = NDArray[Any]
@@ -110,6 +111,23 @@ def cross_entropy_dz(h: Array, w: Array, targets: Array, scale: float) -> Array:
     return dz * (has_loss * logit_condition(h, w))[:, None]
 
 
+def sampled_condition(h: Array, w: Array, log_expected: Array) -> Array:
+    """As ``logit_condition``, with the correction that is taken off."""
+    return logit_condition(h, w) + np.max(abs(log_expected))
+
+
+def sampled_products(
+    h: Array, w: Array, targets: Array, samples: Array, log_expected: Array, scale: float
+) -> tuple[Array, Array]:
+    """The scales of dh and dw: softmax and one-hot side by side, and the sums of absolute terms."""
+    z = sampled.sampled_logits(h, w, targets, samples, log_expected)
+    dz = np.exp(ref.log_softmax(z))
+    dz[:, -1] += 1
+    has_loss = np.where(targets == -1, 0.0, abs(scale))
+    dz *= (has_loss * sampled_condition(h, w, log_expected))[:, None]
+    return sampled.sampled_products(dz, abs(h), abs(w), targets, samples)
+
+
 def adamw_p(
     p: Array, g: Array, m: Array, v: Array, step: int,
     *, lr: float, beta1: float, beta2: float, eps: float, weight_decay: float,
@@ -160,6 +178,15 @@ TOLERANCE: dict[str, Rule] = {
         8, lambda h, w, t, scale: ref.matmul_dw(cross_entropy_dz(h, w, t, scale), abs(h)),
         "softmax less one-hot, then a sum over tokens",
     ),
+    "sampled.loss": Rule(
+        1.5,
+        lambda h, w, targets, samples, log_expected: chain(len(samples))
+        * sampled_condition(h, w, log_expected)
+        + abs(sampled.sampled_cross_entropy(h, w, targets, samples, log_expected)),
+        "as cross_entropy.loss, over the samples and the target",
+    ),
+    "sampled.dh": Rule(8, lambda *a: sampled_products(*a)[0], "as cross_entropy.dh"),
+    "sampled.dw": Rule(8, lambda *a: sampled_products(*a)[1], "as cross_entropy.dw"),
     "adamw.p": Rule(
         8, adamw_p, "bias corrections and 1 - beta are due in float64: 1 - 0.999f is off by 200 U"
     ),

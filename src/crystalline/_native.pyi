@@ -193,9 +193,58 @@ class Generates(Narrow):
         positions: _Starts,
     ) -> None: ...
 
-class Team(Generates):
+class Sparse(Generates):
+    def head_sampled(
+        self,
+        losses: _Floats,
+        h: _Floats,
+        w: _Floats,
+        targets: _Ids,
+        groups: _Starts,
+        samples: _Ids,
+        log_expected: _Floats,
+        dh: _Floats | None = None,
+        dw: _Floats | None = None,
+        scale: float = 1.0,
+        order: _Ids | None = None,
+        index: _Starts | None = None,
+    ) -> None: ...
+    def adamw_rows(
+        self,
+        p: _Floats,
+        m: _Floats,
+        v: _Floats,
+        grad: _Floats,
+        rows: _Ids,
+        *,
+        grad_scale: float,
+        beta1: float,
+        beta2: float,
+        step_size: float,
+        eps: float,
+        decay: float,
+        root_bias2: float,
+    ) -> None: ...
+    def squared_norm_rows(
+        self, x: _Floats, rows: _Ids, shares: NDArray[np.float64] | None = None
+    ) -> float: ...
+    def adamw_rest_rows(
+        self,
+        p: _Floats,
+        m: _Floats,
+        v: _Floats,
+        rows: _Ids,
+        last: _Ids,
+        past: _Floats,
+        *,
+        beta1: float,
+        beta2: float,
+        eps: float,
+    ) -> None: ...
+
+class Team(Sparse):
     def work_floats(
-        self, groups: _Starts, T: int, D: int, H: int, K: int, F: int, V: int
+        self, groups: _Starts, T: int, D: int, H: int, K: int, F: int, V: int, S: int = 0
     ) -> int: ...
     def head(
         self,

@@ -18,18 +18,18 @@ from crystalline.config import (
     SMALLEST_VOCAB,
     ModelConfig,
     TrainConfig,
-    load_toml,
     parameter_count,
-    train_config,
 )
 from crystalline.data import Piece, collect, split
 from crystalline.errors import UsageError
 from crystalline.inference import Model, load
+from crystalline.options import load_toml, train_config
 from crystalline.plan import (
     DEFAULT_MINUTES,
     Budget,
     Recipe,
     check_memory,
+    check_samples,
     choose_model,
     choose_recipe,
     machine_flops,
@@ -195,7 +195,8 @@ def _created(
     budget = Budget(said, size // 3, seconds, machine_flops(team))
     config = choose_model(budget, tokenizer.vocab_size)
     recipe = choose_recipe(budget, config)
-    check_memory(config, recipe.batch_size, config.seq_len, team)
+    check_samples(said, config.vocab_size)
+    check_memory(config, recipe.batch_size, config.seq_len, team, recipe.samples)
     write_shards(folder, tokenizer, train_pieces, val_pieces, _reporter(tell, "tokens"))
     course = Course(said.steps or 1)
     if said.epochs is not None:
@@ -250,5 +251,5 @@ def _tell_plan(trainer: Trainer, tell: OnEvent) -> None:
         "step": trainer.progress.step, "train_tokens": trainer.store.train.tokens,
         "validation_tokens": trainer.store.val.tokens, "threads": trainer.team.threads,
         "isa": trainer.team.isa, "out": str(trainer.out), **trainer.crew.described(),
-        "memory_mib": check_memory(c, r.batch_size, c.seq_len, trainer.team) / 2**20,
+        "memory_mib": check_memory(c, r.batch_size, c.seq_len, trainer.team, r.samples) / 2**20,
     })  # fmt: skip

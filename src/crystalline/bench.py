@@ -10,39 +10,54 @@ from typing import Any
 
 import numpy as np
 
-from crystalline.config import PRESETS, parameter_count
+from crystalline.candidates import Candidates
+from crystalline.config import PRESETS, TrainConfig, parameter_count
 from crystalline.model import Decoder, Parameters, initialise
 from crystalline.optim import AdamW, AdamWConfig
-from crystalline.plan import check_memory, flops_per_token
+from crystalline.plan import check_memory, check_samples, chosen_samples, flops_per_token
+from crystalline.sparse import touched_rows, vocabulary_weights
 from crystalline.team import make_team
 
 WARM_UP = 2  # steps before the clock counts: they touch the memory for the first time
 
 
 def bench_step(
-    preset: str, batch: int, seq: int | None, steps: int, threads: int | None = None
-) -> dict[str, Any]:
-    """Times training steps (forward, backward, clipping, AdamW) on random ids.
+    preset: str, batch: int, seq: int | None, steps: int, threads: int | None = None,
+    loss: str = "full", samples: int | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """Times training steps (forward, backward, clipping, AdamW) on random ids; with
+    the sampled loss, samples are drawn and rows caught up as in training.
 
     ``seq`` None is the preset's own length.  The times are medians over ``steps``; ``gflops`` is
     the arithmetic of ``flops_per_token`` done in a second, in 10^9; ``peak_rss_mib`` that of the
-    process.  Raises ConfigError where the memory does not do.
+    process.  Raises ConfigError where the memory does not do or ``samples`` do
+    not fit.
     """
     team = make_team(threads)
     config = PRESETS[preset]
     config = replace(config, seq_len=seq or config.seq_len)
     B, T, V = batch, config.seq_len, config.vocab_size
-    check_memory(config, B, T, team)
+    options = TrainConfig(loss=loss, samples=samples)
+    check_samples(options, V)
+    S = chosen_samples(options, V)
+    check_memory(config, B, T, team, S)
     weights, gradients = Parameters(config), Parameters(config)
     initialise(weights, 0)
-    optimizer = AdamW(weights, team, AdamWConfig())
-    decoder = Decoder(weights, team, B, T, gradients)
+    candidates = Candidates(np.ones(V, np.int64), S, 0, team) if S else None
+    sparse = vocabulary_weights(config) if candidates else ()
+    optimizer = AdamW(weights, team, AdamWConfig(), sparse)
+    expected = candidates.log_expected if candidates else None
+    decoder = Decoder(weights, team, B, T, gradients, log_expected=expected)
     rng = np.random.default_rng(0)
     spent = []
-    for _ in range(WARM_UP + steps):
-        ids = rng.integers(0, V, (B, T + 1), dtype=np.int32)
+    for place in range(WARM_UP + steps):
+        tokens = rng.integers(0, V, (B, T + 1), dtype=np.int32)
+        ids, targets = tokens[:, :-1], tokens[:, 1:]
         begun = time.perf_counter()
-        decoder.gradient(ids[:, :-1], ids[:, 1:], 1.0 / (B * T), False)
+        drawn = candidates.draw(place) if candidates else None
+        if drawn is not None:
+            optimizer.begin(gradients, touched_rows(config, [(ids, targets)], [drawn]))
+        decoder.gradient(ids, targets, 1.0 / (B * T), False, drawn)
         optimizer.step(gradients, 1e-4)
         spent.append(time.perf_counter() - begun)
     seconds = statistics.median(spent[WARM_UP:])
@@ -51,16 +66,17 @@ def bench_step(
         "tokens_per_s": speed,
         "ms_per_step": 1e3 * seconds,
         "peak_rss_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-        "gflops": speed * flops_per_token(config) / 1e9,
+        "gflops": speed * flops_per_token(config, S) / 1e9,
         "threads": team.threads,
         "isa": team.isa,
         "preset": preset,
         "batch": B,
         "seq": T,
         "precision": "fp32",
-        "loss": "full",
+        "loss": loss,
+        "samples": S,
         "steps": steps,
         "parameters": parameter_count(config),
-        "mflop_per_token": flops_per_token(config) / 1e6,
+        "mflop_per_token": flops_per_token(config, S) / 1e6,
         "config": asdict(config),
     }

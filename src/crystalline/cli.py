@@ -15,12 +15,13 @@ from typing import Any, TypeVar
 import click
 
 from crystalline import __version__
-from crystalline.config import PRESETS, STRATEGIES
+from crystalline.config import LOSSES, PRESETS, STRATEGIES
 from crystalline.errors import tame
 
 SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 DEMO_PROMPT = "ROMEO:"
 CPUS = "as many as this process may use"
+SAMPLES = "512, or all if they are fewer"
 
 # Name, type, what it does, and what holds when it is not given (which the library decides).
 LENGTH_OPTIONS = (
@@ -96,6 +97,14 @@ def cli(context: click.Context) -> None:
     help=_help("Sizes to begin with.", "sizes chosen for the time"),
 )
 @_options(SIZE_OPTIONS)
+@click.option(
+    "--loss",
+    type=click.Choice(LOSSES),
+    help=_help("Train over the whole vocabulary, or over a sample of it for each batch.", "full"),
+)
+@click.option(
+    "--samples", type=int, help=_help("Tokens that the sampled loss compares with.", SAMPLES)
+)
 @click.option(
     "--hierarchy-depth",
     type=click.Choice(["auto", "1", "2", "3"]),
@@ -282,25 +291,27 @@ def bench() -> None:
               help=_help("Tokens in a sequence.", "those of the preset"))  # fmt: skip
 @click.option("--precision", type=click.Choice(["fp32"]), default="fp32", show_default=True,
               help="Of the arithmetic.")  # fmt: skip
-@click.option("--loss", type=click.Choice(["full"]), default="full", show_default=True,
-              help="Cross-entropy over the whole vocabulary.")  # fmt: skip
+@click.option("--loss", type=click.Choice(LOSSES), default="full", show_default=True,
+              help="Over the whole vocabulary, or over a sample of it.")  # fmt: skip
+@click.option("--samples", type=click.IntRange(1),
+              help=_help("Tokens that the sampled loss compares with.", SAMPLES))  # fmt: skip
 @click.option("--steps", type=click.IntRange(5), default=5, show_default=True,
               help="Steps timed, after two that are not.")  # fmt: skip
 @click.option("--threads", type=int, help=_help("Threads.", CPUS))
 @click.option("--json", "as_json", is_flag=True, help="Write one JSON object.")
-def step(preset: str, batch: int, seq: int | None, precision: str, loss: str, steps: int,
-         threads: int | None, as_json: bool) -> None:  # fmt: skip
+def step(preset: str, batch: int, seq: int | None, precision: str, loss: str, samples: int,
+         steps: int, threads: int | None, as_json: bool) -> None:  # fmt: skip
     """Time a training step on random tokens: forward, backward, clipping, AdamW."""
     from crystalline.bench import bench_step
 
-    result = bench_step(preset, batch, seq, steps, threads)
-    result |= {"precision": precision, "loss": loss}
+    result = bench_step(preset, batch, seq, steps, threads, loss, samples)
+    result |= {"precision": precision}
     if as_json:
         click.echo(json.dumps(result))
         return
     click.echo(
-        f"{preset}, batch {batch} x {result['seq']}, {precision}, {result['threads']} threads, "
-        f"{result['isa']}: {result['tokens_per_s']:,.0f} tokens/s, "
+        f"{preset}, batch {batch} x {result['seq']}, {precision}, {loss} loss, "
+        f"{result['threads']} threads, {result['isa']}: {result['tokens_per_s']:,.0f} tokens/s, "
         f"{result['ms_per_step']:,.1f} ms a step, {result['gflops']:.1f} GFLOP/s, "
         f"peak memory {result['peak_rss_mib']:,.0f} MiB (median of {steps} steps)"
     )

@@ -8,14 +8,10 @@ from __future__ import annotations
 
 import difflib
 import math
-import os
 import reprlib
-import tomllib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
-from typing import Any, NoReturn, get_type_hints
-
-import msgspec
+from dataclasses import dataclass
+from typing import Any, NoReturn
 
 from crystalline.errors import ConfigError
 
@@ -39,21 +35,21 @@ HF_KEYS = {
 }
 
 
-def _refuse(field: str, value: object, rule: str, works: str) -> NoReturn:
+def refuse(field: str, value: object, rule: str, works: str) -> NoReturn:
     raise ConfigError(f"{field} is {reprlib.repr(value)}, but {rule}; choose {works}")
 
 
 def _whole(field: str, value: object, low: int, high: int, works: int) -> int:
     # bool is an int to Python, but `layers = true` is a mistake.
     if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-        _refuse(field, value, f"must be a whole number from {low} to {high}", f"{works}")
+        refuse(field, value, f"must be a whole number from {low} to {high}", f"{works}")
     return value
 
 
 def _real(field: str, value: object, low: float, high: float, works: float) -> float:
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if not number or not low <= value <= high:  # type: ignore[operator]  # nan fails here too
-        _refuse(field, value, f"must be a number from {low:g} to {high:g}", f"{works:g}")
+        refuse(field, value, f"must be a number from {low:g} to {high:g}", f"{works:g}")
     return float(value)  # type: ignore[arg-type]
 
 
@@ -83,17 +79,17 @@ def _check_model(values: Mapping[str, object], shown: Mapping[str, str]) -> dict
     }
     dim, heads, kv_heads = out["dim"], out["heads"], out["kv_heads"]
     if dim % 2:
-        _refuse(shown["dim"], dim, "must be even", f"{dim - 1}")
+        refuse(shown["dim"], dim, "must be even", f"{dim - 1}")
     if dim % (2 * heads):
         rule = f"{shown['dim']} {dim} must divide into that many heads of an even width"
-        _refuse(shown["heads"], heads, rule, _near(_divisors(dim // 2), heads))
+        refuse(shown["heads"], heads, rule, _near(_divisors(dim // 2), heads))
     if heads % kv_heads:
         rule = f"{shown['heads']} {heads} must be a multiple of it"
-        _refuse(shown["kv_heads"], kv_heads, rule, _near(_divisors(heads), kv_heads))
+        refuse(shown["kv_heads"], kv_heads, rule, _near(_divisors(heads), kv_heads))
     out["rope_theta"] = _real(shown["rope_theta"], values["rope_theta"], 1.0, 1e12, 10000.0)
     out["norm_eps"] = _real(shown["norm_eps"], values["norm_eps"], 1e-12, 0.1, 1e-5)
     if not isinstance(values["tied"], bool):
-        _refuse(shown["tied"], values["tied"], "must be true or false", "true")
+        refuse(shown["tied"], values["tied"], "must be true or false", "true")
     out["tied"] = values["tied"]
     return out
 
@@ -155,7 +151,7 @@ class ModelConfig:
             config = cls(**_check_model(_from_hf(d), HF_KEYS))
             if d.get("head_dim") not in (None, config.head_dim):
                 rule = f"hidden_size / num_attention_heads is {config.head_dim}"
-                _refuse("head_dim", d["head_dim"], rule, "a model where they agree")
+                refuse("head_dim", d["head_dim"], rule, "a model where they agree")
             return config
         except ConfigError as error:
             raise ConfigError(f"{where}: {error}") from None
@@ -174,11 +170,11 @@ def _from_hf(d: Mapping[str, Any]) -> dict[str, object]:
         value = d.get(key, default)
         plain_rope = key == "rope_scaling" and _is_plain_rope(value)
         if value != only and not plain_rope:
-            _refuse(key, value, "crystalline cannot express that", f"a model with {only!r}")
+            refuse(key, value, "crystalline cannot express that", f"a model with {only!r}")
     rope = d.get("rope_parameters") or {}
     if not _is_plain_rope(rope):
         rule = "crystalline knows only the default rotary positions"
-        _refuse("rope_parameters", rope, rule, "a model with rope_type 'default'")
+        refuse("rope_parameters", rope, rule, "a model with rope_type 'default'")
     # The defaults are those of LlamaConfig: a key left out means the same to both readers.
     optional = {
         "num_key_value_heads": d.get("num_attention_heads"),
@@ -240,6 +236,7 @@ PRESETS: dict[str, ModelConfig] = {
 }
 
 
+LOSSES = ("full", "sampled")
 STRATEGIES = ("auto", "round_robin", "one_to_one", "compact", "spread")
 
 
@@ -273,33 +270,38 @@ class TrainConfig:
     pin: bool | None = None
     val: tuple[str, ...] = ()
     tokenizer: str | None = None
+    loss: str = "full"
+    samples: int | None = None
 
     def __post_init__(self) -> None:
         lengths = [f for f in ("minutes", "steps", "epochs") if getattr(self, f) is not None]
         if len(lengths) > 1:
-            _refuse(lengths[1], getattr(self, lengths[1]), f"{lengths[0]} is given too", "one")
+            refuse(lengths[1], getattr(self, lengths[1]), f"{lengths[0]} is given too", "one")
         if self.tokenizer is not None and self.vocab_size is not None:
             rule = "the tokenizer that is given brings its own vocabulary"
-            _refuse("vocab_size", self.vocab_size, rule, "one of the two")
-        for field, (low, high, whole) in _WHOLE_RULES.items():
+            refuse("vocab_size", self.vocab_size, rule, "one of the two")
+        for field, (low, high, whole) in WHOLE_RULES.items():
             if getattr(self, field) is not None:
                 _whole(field, getattr(self, field), low, high, whole)
-        for field, (least, most, real) in _REAL_RULES.items():
+        for field, (least, most, real) in REAL_RULES.items():
             if getattr(self, field) is not None:
                 value = _real(field, getattr(self, field), least, most, real)
                 object.__setattr__(self, field, value)
         if self.hierarchy_depth not in ("auto", 1, 2, 3) or self.hierarchy_depth is True:
-            _refuse("hierarchy_depth", self.hierarchy_depth, "must be 1, 2, 3 or auto", "auto")
+            refuse("hierarchy_depth", self.hierarchy_depth, "must be 1, 2, 3 or auto", "auto")
         if self.thread_allocation not in STRATEGIES:
-            near = _nearest_name(str(self.thread_allocation), STRATEGIES) or "auto"
+            near = nearest_name(str(self.thread_allocation), STRATEGIES) or "auto"
             rule = f"must be one of {', '.join(STRATEGIES)}"
-            _refuse("thread_allocation", self.thread_allocation, rule, near)
+            refuse("thread_allocation", self.thread_allocation, rule, near)
+        if self.loss not in LOSSES:
+            near = nearest_name(str(self.loss), LOSSES) or "full"
+            refuse("loss", self.loss, f"must be one of {', '.join(LOSSES)}", near)
         if self.preset is not None and self.preset not in list(PRESETS):
             rule = f"the presets are {', '.join(PRESETS)}"
-            _refuse("preset", self.preset, rule, _nearest_name(str(self.preset), PRESETS) or "seed")
+            refuse("preset", self.preset, rule, nearest_name(str(self.preset), PRESETS) or "seed")
 
 
-_WHOLE_RULES = {  # field: least, most, a value that works
+WHOLE_RULES = {  # field: least, most, a value that works
     "steps": (1, INT32_MAX, 1000),
     "vocab_size": (SMALLEST_VOCAB, INT32_MAX, 4096),
     "dim": (2, INT32_MAX, 256),
@@ -312,85 +314,15 @@ _WHOLE_RULES = {  # field: least, most, a value that works
     "accumulate": (1, INT32_MAX, 1),
     "seed": (0, SEED_MAX, 0),
     "threads": (1, INT32_MAX, 1),
+    "samples": (1, INT32_MAX, 512),
 }
-_REAL_RULES = {
+REAL_RULES = {
     "minutes": (1e-3, 1e7, 10.0),
     "epochs": (1e-6, 1e7, 1.0),
     "lr": (1e-9, 10.0, 1e-3),
 }
 
 
-def _nearest_name(name: str, known: Iterable[str]) -> str | None:
+def nearest_name(name: str, known: Iterable[str]) -> str | None:
     found = difflib.get_close_matches(name.lower().replace("-", "_"), list(known), n=1, cutoff=0.5)
     return found[0] if found else None
-
-
-def train_config(options: Mapping[str, object], where: str) -> TrainConfig:
-    """A TrainConfig from named options (TOML, command line or keywords); None counts as not said.
-
-    Raises ConfigError that begins with ``where`` for an unknown name, with the nearest known one,
-    for a value of the wrong type, and for one that breaks a rule.
-    """
-    types = get_type_hints(TrainConfig)
-    known = [field.name for field in fields(TrainConfig)]
-    values: dict[str, Any] = {}
-    try:
-        for name, value in options.items():
-            if name not in types:
-                near = _nearest_name(name, known)
-                hint = f"did you mean {near}?" if near else f"the options are {', '.join(known)}"
-                raise ConfigError(f"unknown option {reprlib.repr(name)}; {hint}")
-            if value is not None:
-                values[name] = _convert(name, value, types[name])
-        return TrainConfig(**values)
-    except ConfigError as error:
-        raise ConfigError(f"{where}: {error}") from None
-
-
-_WANTED = {
-    "preset": ("the name of a preset", "'seed'"),
-    "hierarchy_depth": ("1, 2, 3 or 'auto'", "'auto'"),
-    "thread_allocation": ("the name of a strategy", "'auto'"),
-    "work_stealing": ("true or false", "true"),
-    "recursive_spawning": ("true or false", "true"),
-    "pin": ("true or false", "true"),
-    "val": ("a path or a list of paths", "['held_out.txt']"),
-    "tokenizer": ("a path", "'tokenizer.json'"),
-}
-
-
-def _convert(name: str, value: object, wanted: Any) -> Any:
-    if name == "val":  # one path is as good as a list of one
-        value = [value] if isinstance(value, str | os.PathLike) else value
-        if isinstance(value, list | tuple):
-            value = [os.fspath(v) if isinstance(v, os.PathLike) else v for v in value]
-    elif isinstance(value, os.PathLike):
-        value = os.fspath(value)
-    try:
-        return msgspec.convert(value, wanted)
-    except msgspec.ValidationError:
-        if name in _WANTED:
-            kind, works = _WANTED[name]
-        elif name in _REAL_RULES:
-            kind, works = "a number", f"{_REAL_RULES[name][2]:g}"
-        else:
-            kind, works = "a whole number", f"{_WHOLE_RULES[name][2]}"
-        _refuse(name, value, f"must be {kind}", works)
-
-
-def load_toml(path: str | os.PathLike[str]) -> dict[str, object]:
-    """The top-level table of a TOML file; ConfigError names the file and, where known, the line."""
-    where = os.fspath(path)
-    try:
-        with open(where, "rb") as file:
-            data = file.read()
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise ConfigError(f"{where}: cannot be read ({reason}); give a TOML file") from error
-    try:
-        return tomllib.loads(data.decode())
-    except UnicodeDecodeError as error:
-        line = data[: error.start].count(b"\n") + 1
-        raise ConfigError(f"{where}: line {line} is not UTF-8; save the file as UTF-8") from error
-    except ValueError as error:  # TOMLDecodeError, and integers too long for Python
-        raise ConfigError(f"{where}: not valid TOML: {error}; correct it there") from error

@@ -95,6 +95,8 @@ def _training_rows(training: Mapping[str, Any] | None) -> list[tuple[str, str]]:
     if training is None:
         return [("training", "none stored: the model can be used, but not trained on")]
     t, r = training, training["recipe"]
+    samples = r.get("samples", 0)  # older trainings do not say
+    sampled = f", loss over {samples:,} sampled tokens" if samples else ""
     rows = [
         (
             "training",
@@ -104,7 +106,7 @@ def _training_rows(training: Mapping[str, Any] | None) -> list[tuple[str, str]]:
         (
             "",
             f"batch {r['batch_size']} x {r['accumulate']}, learning rate {r['lr']:.2g}, "
-            f"seed {r['seed']}",
+            f"seed {r['seed']}{sampled}",
         ),
     ]
     for name, result in (("validation", t["validation"]), ("best", t["best"])):

@@ -7,7 +7,7 @@ cdef extern from "crystalline/kernels.h" nogil:
     enum: CRY_GROUPS
     enum: CRY_KERNELS_ABI
     ctypedef enum cry_status:
-        CRY_OK, CRY_BAD_SHAPE, CRY_BAD_GROUPS, CRY_BAD_INDEX, CRY_NO_SCRATCH, CRY_BAD_ISA
+        CRY_OK, CRY_BAD_SHAPE, CRY_BAD_GROUPS, CRY_BAD_INDEX, CRY_NO_SCRATCH, CRY_BAD_ISA, CRY_BAD_LIST
     ctypedef struct cry_branch:
         int64_t begin, end
         int first_in_q
@@ -25,6 +25,13 @@ cdef extern from "crystalline/kernels.h" nogil:
         const void *panels
         const float *scales
         cry_format format
+    ctypedef struct cry_sampled:
+        const float *w
+        const float *log_expected
+        const float *sample_log
+        const int32_t *samples
+        int64_t D, S
+        float scale
     ctypedef struct cry_kernels:
         int64_t abi, size
         const char *isa
@@ -87,6 +94,14 @@ cdef extern from "crystalline/kernels.h" nogil:
                  const float *scales, int64_t m, int64_t n) noexcept nogil
         void (*embedding_packed)(float *x, const cry_weight *weight, int64_t id,
                  int64_t k) noexcept nogil
+        void (*sampled_entropy)(float *losses, float *dz_target, float *dh, float *logits,
+                 const float *h, const int32_t *targets, int64_t rows,
+                 const cry_sampled *c) noexcept nogil
+        void (*weighted_bwd)(float *dw, const float *dx, const float *weight,
+                 const int32_t *list, int64_t count, const int64_t *groups,
+                 int64_t D) noexcept nogil
+        void (*adamw_rest)(float *p, float *m, float *v, const float *past, int64_t steps,
+                 int64_t n, const cry_adamw *c) noexcept nogil
     ctypedef uint16_t cry_bf16
     ctypedef struct cry_bf16_kernels:
         void (*pack)(float *panel, const float *b, int64_t ks, int64_t ns, int64_t k,
@@ -243,3 +258,17 @@ cdef extern from "crystalline/parallel.h" nogil:
     int64_t cry_need_decode_scratch(const cry_team *team, const cry_decoder *decoder, int64_t R)
     cry_status cry_decode(const cry_team *team, float *h, const cry_decoder *decoder,
              const int32_t *ids, const cry_sequence *sequences, int64_t B)
+    int64_t cry_need_head_sampled(const cry_team *team, const int64_t *groups, int64_t D,
+             int64_t S, int gradient)
+    cry_status cry_head_sampled(const cry_team *team, float *losses, float *dh, float *dw,
+             const float *h, const float *w, const int32_t *targets, const int64_t *groups,
+             const int32_t *samples, const float *log_expected, int64_t R, int64_t D, int64_t V,
+             int64_t S, float scale, int32_t *list, int64_t *index)
+    cry_status cry_adamw_rows(const cry_team *team, float *p, float *m, float *v,
+             const float *grad, const int32_t *rows, int64_t n, int64_t V, int64_t D,
+             const cry_adamw *c)
+    cry_status cry_squared_norm_rows(const cry_team *team, double *sums, const float *x,
+             const int32_t *rows, int64_t n, int64_t V, int64_t D)
+    cry_status cry_adamw_rest_rows(const cry_team *team, float *p, float *m, float *v,
+             int32_t *last, const float *past, const int32_t *rows, int64_t n, int64_t V,
+             int64_t D, int64_t steps, const cry_adamw *c)

@@ -39,6 +39,8 @@ class Workspace:
     T: int
     scale: float = 1.0  # of the loss, for its gradient
     accumulate: bool = False  # add to the gradients rather than set them
+    log_expected: Floats | None = None  # (V,) of the sampled loss; None trains with the full one
+    samples: NDArray[np.int32] | None = None  # (S,) rising, of the micro-step at hand
 
 
 class Step(Protocol):
@@ -70,6 +72,11 @@ def activation_shapes(c: ModelConfig, B: int, T: int, training: bool) -> dict[st
     return shapes
 
 
+def _token_lists(s: Workspace, dw: Floats) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+    """Work space to sort the rows of a batch by token."""
+    return np.empty(len(s.ids), np.int32), np.empty(len(dw) + 1, np.int64)
+
+
 class Embed:
     """x = embedding of the ids."""
 
@@ -77,11 +84,10 @@ class Embed:
         s.team.embedding(s.a["0.x"], s.w["model.embed_tokens.weight"], s.ids)
 
     def backward(self, s: Workspace) -> None:
-        # Tied weights: the head has set this gradient already.
-        accumulate = s.accumulate or s.config.tied
+        # Tied weights: the head has set this gradient already.  Sampled loss: its rows are zero.
+        accumulate = s.accumulate or s.config.tied or s.log_expected is not None
         dw = s.g["model.embed_tokens.weight"]
-        order = np.empty(len(s.ids), np.int32)
-        index = np.empty(len(dw) + 1, np.int64)
+        order, index = _token_lists(s, dw)
         s.team.embedding_bwd(dw, s.a["dx"], s.ids, s.groups, order, index, accumulate=accumulate)
 
 
@@ -173,13 +179,31 @@ class Head:
     def backward(self, s: Workspace) -> None:
         """Forward and backward in one: logits exist once, while their block is in the cache."""
         self._norm(s)
+        self._losses_and_gradients(s)
+        s.team.rmsnorm_bwd(
+            s.a["dx"], s.g["model.norm.weight"], s.a["dh"], s.a["x"], s.w["model.norm.weight"],
+            s.a["r"], s.groups, accumulate=s.accumulate,
+        )  # fmt: skip
+
+    def _losses_and_gradients(self, s: Workspace) -> None:
         s.team.head(
             s.a["losses"], s.a["h"], s.w[self.weight], s.targets, s.groups,
             s.a["dh"], s.g[self.weight], s.scale, accumulate=s.accumulate,
         )  # fmt: skip
-        s.team.rmsnorm_bwd(
-            s.a["dx"], s.g["model.norm.weight"], s.a["dh"], s.a["x"], s.w["model.norm.weight"],
-            s.a["r"], s.groups, accumulate=s.accumulate,
+
+
+class SampledHead(Head):
+    """Trains among the sampled classes; ``forward``, which validates, is over all of them.
+
+    The gradient is added to the rows that the step touches, which the optimizer has set to zero.
+    """
+
+    def _losses_and_gradients(self, s: Workspace) -> None:
+        assert s.samples is not None and s.log_expected is not None
+        dw = s.g[self.weight]
+        s.team.head_sampled(
+            s.a["losses"], s.a["h"], s.w[self.weight], s.targets, s.groups, s.samples,
+            s.log_expected, s.a["dh"], dw, s.scale, *_token_lists(s, dw),
         )  # fmt: skip
 
 

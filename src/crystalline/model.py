@@ -10,7 +10,14 @@ from numpy.typing import NDArray
 from crystalline._native import Team
 from crystalline.config import ModelConfig, parameter_count, parameter_shapes
 from crystalline.errors import UsageError
-from crystalline.layers import FP32, Floats, Workspace, activation_shapes, decoder_steps
+from crystalline.layers import (
+    FP32,
+    Floats,
+    SampledHead,
+    Workspace,
+    activation_shapes,
+    decoder_steps,
+)
 from crystalline.layers_bf16 import BF16, bf16_shapes, float_shapes
 from crystalline.memory import arena
 from crystalline.positions import rope_tables
@@ -118,28 +125,33 @@ def check_precision(c: ModelConfig, team: Team, precision: str) -> None:
 class Decoder:
     """Forward and backward over batches of B sequences of T tokens, planned at birth.
 
-    ``gradients`` None plans for losses only, with one layer's activations.  ``precision`` is
-    "fp32", or "bf16" for bf16 operands (see ``check_precision``).
+    ``gradients`` None plans for losses only, with one layer's activations.  With ``log_expected``
+    (V,) gradients are those of the sampled loss.  ``precision`` is "fp32", or "bf16" for bf16
+    operands (see ``check_precision``).
     """
 
     def __init__(
         self, weights: Parameters, team: Team, B: int, T: int, gradients: Parameters | None = None,
-        precision: str = "fp32",
+        precision: str = "fp32", log_expected: Floats | None = None,
     ) -> None:  # fmt: skip
         c, training, narrow = weights.config, gradients is not None, precision == "bf16"
         check_precision(c, team, precision)
+        shapes = (float_shapes if narrow else activation_shapes)(c, B, T, training)
+        kinds = BF16 if narrow else FP32
+        if log_expected is not None:  # its head is float32 in either precision
+            shapes["h"], kinds = (B * T, c.dim), (*kinds[:2], SampledHead)
         self.config, self.B, self.T = c, B, T
         self.order, starts = group_order(B)
         cosine, sine = rope_tables(T, c.head_dim, c.rope_theta)
         self.space = Workspace(
             config=c, team=team, w=weights.fused, g=gradients.fused if gradients else {},
-            a=_views((float_shapes if narrow else activation_shapes)(c, B, T, training)),
+            a=_views(shapes),
             n=_views(bf16_shapes(c, B, T, training), np.uint16) if narrow else {},
             cosine=cosine, sine=sine, groups=starts * T,
             ids=np.zeros(B * T, np.int32), targets=np.zeros(B * T, np.int32),
-            lengths=np.full(B, T, np.int64), T=T,
+            lengths=np.full(B, T, np.int64), T=T, log_expected=log_expected,
         )  # fmt: skip
-        self.steps = decoder_steps(c, training, BF16 if narrow else FP32)
+        self.steps = decoder_steps(c, training, kinds)
         self.group_losses = [0.0] * GROUPS  # of the last batch
 
     def _take(self, ids: NDArray[np.int32], targets: NDArray[np.int32]) -> None:
@@ -170,10 +182,16 @@ class Decoder:
         return self._loss()
 
     def gradient(
-        self, ids: NDArray[np.int32], targets: NDArray[np.int32], scale: float, accumulate: bool
-    ) -> float:
-        """As ``loss``; the gradients of scale * loss are set, or added with ``accumulate``."""
+        self, ids: NDArray[np.int32], targets: NDArray[np.int32], scale: float, accumulate: bool,
+        samples: NDArray[np.int32] | None = None,
+    ) -> float:  # fmt: skip
+        """As ``loss``; the gradients of scale * loss are set, or added with ``accumulate``.
+
+        With the sampled loss it is among ``samples`` (rising), and the gradients of embedding and
+        output weight are added in any case, to the rows of ids, targets and samples alone.
+        """
         self._take(ids, targets)
+        self.space.samples = samples
         self.space.scale, self.space.accumulate = scale, accumulate
         for step in self.steps[:-1]:
             step.forward(self.space)

@@ -17,6 +17,7 @@ from crystalline.layers import activation_shapes
 from crystalline.model import group_starts
 
 DEFAULT_MINUTES = 5.0
+DEFAULT_SAMPLES = 512  # of the sampled loss
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,8 @@ class Recipe:
     warmup: float = 0.05  # share of the training with a rising learning rate
     floor: float = 0.02  # the learning rate at the end, as a share of its peak
     weight_decay: float = 0.1
+    loss: str = "full"
+    samples: int = 0  # classes of the sampled loss; 0 with the full one
 
     @property
     def sequences(self) -> int:
@@ -64,7 +67,8 @@ class Budget:
     def tokens(self, c: ModelConfig) -> float:
         """Tokens that model ``c`` will be trained on."""
         if self.seconds is not None:
-            return self.seconds * self.flops / flops_per_token(c)
+            samples = chosen_samples(self.options, c.vocab_size)
+            return self.seconds * self.flops / flops_per_token(c, samples)
         if self.options.steps is not None:
             batch = self.options.batch_size or default_batch(c)
             return float(self.options.steps * batch * (self.options.accumulate or 1) * c.seq_len)
@@ -100,10 +104,34 @@ def machine_flops(team: Team) -> float:
     return 0.66 * 2.0 * n**3 / min(spent)
 
 
-def flops_per_token(c: ModelConfig) -> float:
-    """Arithmetic of one trained token: 6 a weight of the layers, 12 L T D, 6 V D."""
+def flops_per_token(c: ModelConfig, samples: int = 0) -> float:
+    """Arithmetic of one trained token: 6 a weight of the layers, 12 L T D, 6 V D (with the sampled
+    loss 6 S D)."""
     layers = parameter_count(c) - c.vocab_size * c.dim * (1 if c.tied else 2)
-    return 6.0 * layers + 12.0 * c.layers * c.seq_len * c.dim + 6.0 * c.vocab_size * c.dim
+    classes = samples or c.vocab_size
+    return 6.0 * layers + 12.0 * c.layers * c.seq_len * c.dim + 6.0 * classes * c.dim
+
+
+def chosen_samples(options: TrainConfig, V: int) -> int:
+    """Classes of the sampled loss, 0 with the full one; ``check_samples`` judges them."""
+    if options.loss != "sampled":
+        return 0
+    return options.samples or min(DEFAULT_SAMPLES, V)
+
+
+def check_samples(options: TrainConfig, V: int) -> None:
+    """ConfigError where ``samples`` does not fit the loss or the vocabulary."""
+    if options.samples is None:
+        return
+    if options.loss != "sampled":
+        raise ConfigError(
+            f"samples is {options.samples}, but loss is {options.loss}; choose loss sampled, or "
+            "leave out samples"
+        )
+    if options.samples > V:
+        raise ConfigError(
+            f"samples is {options.samples}, but the vocabulary has {V} tokens; choose {V} or fewer"
+        )
 
 
 def choose_model(budget: Budget, vocab_size: int) -> ModelConfig:
@@ -157,22 +185,26 @@ def choose_recipe(budget: Budget, c: ModelConfig) -> Recipe:
         lr=options.lr or 3e-3 * (128 / max(c.dim, 128)) ** 0.5,
         seed=options.seed,
         weight_decay=round(min(max(0.1 * passes, 0.1), 1.0), 2),
+        loss=options.loss,
+        samples=chosen_samples(options, c.vocab_size),
     )
 
 
-def memory_forecast(c: ModelConfig, B: int, T: int, team: Team) -> int:
+def memory_forecast(c: ModelConfig, B: int, T: int, team: Team, samples: int = 0) -> int:
     """Bytes that training will hold: weights, gradients, two moments, the weights once more for
-    others to look at, activations, work space."""
+    others to look at, activations, work space (with the sampled loss for so many samples)."""
     shapes = activation_shapes(c, B, T, True)
     activations = sum(math.prod(shape) for shape in shapes.values())
     starts = group_starts(B) * T
-    work = team.work_floats(starts, T, c.dim, c.heads, c.kv_heads, c.hidden, c.vocab_size)
+    work = team.work_floats(starts, T, c.dim, c.heads, c.kv_heads, c.hidden, c.vocab_size,
+                            samples)  # fmt: skip
     return 4 * (5 * parameter_count(c) + activations + int(work))
 
 
-def check_memory(c: ModelConfig, B: int, T: int, team: Team) -> int:
+def check_memory(c: ModelConfig, B: int, T: int, team: Team, samples: int = 0) -> int:
     """The forecast; ConfigError where the machine has less."""
-    need, have = memory_forecast(c, B, T, team), int(psutil.virtual_memory().available)
+    need = memory_forecast(c, B, T, team, samples)
+    have = int(psutil.virtual_memory().available)
     if need > have:
         raise ConfigError(
             f"batch_size is {B} and dim {c.dim}, which needs {need / 2**20:,.0f} MiB, but "

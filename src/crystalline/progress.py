@@ -84,13 +84,14 @@ def planned(e: Event) -> list[tuple[str, str]]:
         steps = f"resumed at step {e['step']:,} of {e['steps']:,}, steps"
     batch = f"{e['batch_size']} x {e['seq_len']} tokens"
     batch += f" x {e['accumulate']} accumulated" if e["accumulate"] > 1 else ""
+    sampled = f", loss over {e['samples']:,} sampled tokens" if e["samples"] else ""
     return [
         ("model", f"{short(e['parameters'])} parameters: {plural(e['layers'], 'layer')}, "
          f"width {e['dim']}, {plural(e['heads'], 'head')}{kv}, feed-forward {e['hidden']}, "
          f"context {e['seq_len']}"),
         ("data", f"{short(e['train_tokens'])} tokens to learn from{held}, "
          f"vocabulary {e['vocab_size']:,}"),
-        ("training", f"{steps} of {batch}, learning rate {e['lr']:.2g}, seed {e['seed']}"),
+        ("training", f"{steps} of {batch}, learning rate {e['lr']:.2g}, seed {e['seed']}{sampled}"),
         ("machine", f"{e['machine']}, {e['isa']}, memory forecast {e['memory_mib']:,.0f} MiB"),
         *mapping(e),
         ("folder", tame(e["out"])),

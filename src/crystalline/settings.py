@@ -53,7 +53,10 @@ def _set_batch_size(trainer: Trainer, value: float) -> None:
     c, recipe = trainer.config, trainer.recipe
     if size == recipe.batch_size:
         return
-    needs = [memory_forecast(c, B, c.seq_len, trainer.team) for B in (recipe.batch_size, size)]
+    team, samples = trainer.team, recipe.samples
+    needs = [
+        memory_forecast(c, B, c.seq_len, team, samples) for B in (recipe.batch_size, size)
+    ]
     more, free = needs[1] - needs[0], int(psutil.virtual_memory().available)
     if more > free:
         raise UsageError(

@@ -32,6 +32,7 @@ from crystalline.tokenizer import Tokenizer
 
 FORMAT = 1
 SHARD_BYTES = 256 << 20
+COUNTED = 4 << 20  # tokens counted together
 GROUP = 4 << 20  # characters of text read before they are encoded together
 
 Progress = Callable[[int, int], None]  # bytes of text done, and bytes in all (about)
@@ -55,6 +56,14 @@ class Split:
         self.tokens = int(self._starts[-1])
         self.bytes = bytes
         self.eot = eot
+
+    def counts(self, V: int) -> npt.NDArray[np.int64]:
+        """How often each of V tokens stands there."""
+        total = np.zeros(V, np.int64)
+        for shard in self._shards:
+            for a in range(0, len(shard), COUNTED):
+                total += np.bincount(shard[a : a + COUNTED], minlength=V)
+        return total
 
     def slice(self, a: int, b: int) -> npt.NDArray[np.int32]:
         """Tokens a .. b-1, a copy."""

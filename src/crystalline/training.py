@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
+from numpy.typing import NDArray
 
 from crystalline.batches import Batches, validation_batches
+from crystalline.candidates import Candidates
 from crystalline.checkpoint import load_model, load_training, save_model
 from crystalline.config import ModelConfig
 from crystalline.errors import CheckpointError, NumericsError
@@ -22,6 +24,7 @@ from crystalline.pacing import Pacing
 from crystalline.plan import Recipe, check_memory
 from crystalline.schedule import Course, learning_rate
 from crystalline.shards import TokenStore
+from crystalline.sparse import touched_rows, vocabulary_weights
 from crystalline.spheres.crew import Crew
 from crystalline.spheres.driver import Command
 from crystalline.spheres.stats import SphereStats
@@ -61,11 +64,16 @@ class Training:
         self.crew, self.team = crew, crew.team
         self.progress, self.on_event = progress, on_event
         self.store = TokenStore.open(out)
-        check_memory(config, recipe.batch_size, config.seq_len, self.team)
+        check_memory(config, recipe.batch_size, config.seq_len, self.team, recipe.samples)
         self.weights, self.gradients = Parameters(config), Parameters(config)
         crew.interleave(self.weights.flat)
         settings = AdamWConfig(weight_decay=recipe.weight_decay)
-        self.optimizer = AdamW(self.weights, self.team, settings)
+        self.candidates: Candidates | None = None
+        if recipe.loss == "sampled":
+            counts = self.store.train.counts(config.vocab_size)
+            self.candidates = Candidates(counts, recipe.samples, recipe.seed, self.team)
+        sparse = vocabulary_weights(config) if self.candidates else ()
+        self.optimizer = AdamW(self.weights, self.team, settings, sparse)
         for block in (self.weights, self.gradients, self.optimizer.m, self.optimizer.v):
             self.team.touch(block.flat)
         self.plan_batches()
@@ -82,7 +90,8 @@ class Training:
     def plan_batches(self) -> None:
         """What depends on the batch size: the order of the text, and the memory of a batch."""
         B, T = self.recipe.batch_size, self.config.seq_len
-        self.decoder = Decoder(self.weights, self.team, B, T, self.gradients)
+        expected = None if self.candidates is None else self.candidates.log_expected
+        self.decoder = Decoder(self.weights, self.team, B, T, self.gradients, log_expected=expected)
         self.batches = Batches(self.store.train, B, T, self.recipe.seed)
 
     @classmethod
@@ -132,8 +141,13 @@ class Training:
         batches = [self.batches.batch(first + i * B) for i in range(n)]
         # Counted first: each micro-batch is weighted by its share of the whole step's tokens.
         count = sum(int((targets >= 0).sum()) for _, targets in batches)
+        samples: list[NDArray[np.int32] | None] = [None] * n
+        if self.candidates is not None:
+            drawn = [self.candidates.draw(first + i * B) for i in range(n)]
+            self.optimizer.begin(self.gradients, touched_rows(self.config, batches, drawn))
+            samples = [*drawn]
         for i, (ids, targets) in enumerate(batches):
-            total += self.decoder.gradient(ids, targets, 1.0 / count, i > 0)
+            total += self.decoder.gradient(ids, targets, 1.0 / count, i > 0, samples[i])
             if counted:
                 space = self.decoder.space
                 self.stats.add_batch(
@@ -173,6 +187,7 @@ class Training:
         if split.tokens < 2:
             return None
         begun = time.monotonic()
+        self.optimizer.settle()
         B, T = self.recipe.batch_size, self.config.seq_len
         every = 1 if most is None else max(1, split.tokens // most)
         nats, count, size = 0.0, 0, 0
@@ -212,6 +227,7 @@ class Training:
     def save(self) -> None:
         """Writes the checkpoint: model, moments and state."""
         begun = time.monotonic()
+        self.optimizer.settle()
         moments = {f"m.{n}": a for n, a in self.optimizer.m.named.items()}
         moments |= {f"v.{n}": a for n, a in self.optimizer.v.named.items()}
         progress = asdict(self.progress)

@@ -18,6 +18,7 @@ cdef inline object _check(str op, cry_status status):
         CRY_BAD_INDEX: "a token id or target is outside the vocabulary",
         CRY_NO_SCRATCH: "the team has too little work space",
         CRY_BAD_ISA: "needs a CPU with AVX512_BF16; see has_bf16",
+        CRY_BAD_LIST: "rows and samples must rise strictly inside the vocabulary",
     }[status])
 
 

@@ -12,9 +12,10 @@ static void embedding(float *x, const float *w, const int32_t *ids, int64_t rows
 }
 
 /* dw(D) of one token, whose rows are list[0..count), rising.  In each group a chain in row order,
- * then the fixed tree; a group in which the token does not stand adds nothing. */
-static void embedding_bwd(float *dw, const float *dx, const int32_t *list, int64_t count,
-                          const int64_t *groups, int64_t D, int accumulate)
+ * then the fixed tree; a group in which the token does not stand adds nothing.
+ * With `weight` row r counts weight[r] times. */
+CRY_INLINE void token_sum(float *dw, const float *dx, const float *weight, const int32_t *list,
+                          int64_t count, const int64_t *groups, int64_t D, int accumulate)
 {
     for (int64_t j = 0; j < D; j += 16) {
         int64_t n = D - j, at = 0;
@@ -25,14 +26,28 @@ static void embedding_bwd(float *dw, const float *dx, const int32_t *list, int64
             for (int g = third; g < third + 3; g++) {
                 int64_t first = at;
                 v16 s = v16_zero();
-                for (; at < count && list[at] < groups[g + 1]; at++)
-                    s = v16_add(s, v16_get(dx + list[at] * D + j, n));
+                for (; at < count && list[at] < groups[g + 1]; at++) {
+                    v16 x = v16_get(dx + list[at] * D + j, n);
+                    s = weight ? v16_fma(v16_set(weight[list[at]]), x, s) : v16_add(s, x);
+                }
                 if (at > first) q = first > before ? v16_add(q, s) : s;
             }
             if (at > before) total = v16_add(total, q);
         }
         v16_put(dw + j, total, n);
     }
+}
+
+static void embedding_bwd(float *dw, const float *dx, const int32_t *list, int64_t count,
+                          const int64_t *groups, int64_t D, int accumulate)
+{
+    token_sum(dw, dx, NULL, list, count, groups, D, accumulate);
+}
+
+static void weighted_bwd(float *dw, const float *dx, const float *weight, const int32_t *list,
+                         int64_t count, const int64_t *groups, int64_t D)
+{
+    token_sum(dw, dx, weight, list, count, groups, D, 1);
 }
 
 /* out(n) = sums(group, n) by the fixed tree. */

@@ -24,6 +24,7 @@
 #include "softmax.h"
 #include "optim.h"
 #include "gemv.h"
+#include "sampled.h"
 
 static void exp_span(float *y, const float *x, int64_t n)
 {
@@ -74,4 +75,7 @@ const cry_kernels CRY_TABLE = {
     .widen = widen,
     .rescale = rescale,
     .embedding_packed = embedding_packed,
+    .sampled_entropy = sampled_entropy,
+    .weighted_bwd = weighted_bwd,
+    .adamw_rest = adamw_rest,
 };

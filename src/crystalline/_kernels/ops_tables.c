@@ -56,6 +56,18 @@ static void embedding_bwd_task(void *context, int64_t task, int thread)
     }
 }
 
+/* Counting sort: list holds the rows of token 0, then of token 1, ..., each in rising order; index[v]
+ * starts as the place of v's first row and ends as the place after its last. */
+void cry_sort_by_token(int32_t *list, int64_t *index, const int32_t *ids, int64_t R, int64_t V)
+{
+    memset(index, 0, (size_t)(V + 1) * sizeof *index);
+    for (int64_t r = 0; r < R; r++)
+        if (ids[r] >= 0) index[ids[r] + 1]++;
+    for (int64_t v = 0; v < V; v++) index[v + 1] += index[v];
+    for (int64_t r = 0; r < R; r++)
+        if (ids[r] >= 0) list[index[ids[r]]++] = (int32_t)r;
+}
+
 cry_status cry_embedding_bwd(const cry_team *team, float *dw, const float *dx, const int32_t *ids,
                              const int64_t *groups, int64_t R, int64_t D, int64_t V, int accumulate,
                              int32_t *list, int64_t *index)
@@ -63,12 +75,7 @@ cry_status cry_embedding_bwd(const cry_team *team, float *dw, const float *dx, c
     if (R <= 0 || D <= 0 || V <= 0 || R > INT32_MAX) return CRY_BAD_SHAPE; /* list holds int32 */
     if (!cry_groups_ok(groups, R)) return CRY_BAD_GROUPS;
     if (!ids_ok(ids, R, V)) return CRY_BAD_INDEX;
-    /* Counting sort: list holds the rows of token 0, then of token 1, ..., each in rising order;
-     * index[v] starts as the place of v's first row and ends as the place after its last. */
-    memset(index, 0, (size_t)(V + 1) * sizeof *index);
-    for (int64_t r = 0; r < R; r++) index[ids[r] + 1]++;
-    for (int64_t v = 0; v < V; v++) index[v + 1] += index[v];
-    for (int64_t r = 0; r < R; r++) list[index[ids[r]]++] = (int32_t)r;
+    cry_sort_by_token(list, index, ids, R, V);
     table_job job = {.team = team, .out = dw, .in = dx, .list = list, .index = index,
                      .groups = groups, .D = D, .V = V, .accumulate = accumulate};
     cry_run(team, SPANS, embedding_bwd_task, &job);

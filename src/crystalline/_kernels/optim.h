@@ -25,6 +25,30 @@ static void adamw(float *p, float *m, float *v, const float *grad, int64_t n, co
     }
 }
 
+/* The updates of `steps` steps in which the gradient was zero: past(steps,3) holds their decay, step
+ * size and root_bias2, in this order; c the rest.  The same operations as above, so the same bits. */
+static void adamw_rest(float *p, float *m, float *v, const float *past, int64_t steps, int64_t n,
+                       const cry_adamw *c)
+{
+    v16 b1 = v16_set(c->beta1), b2 = v16_set(c->beta2), eps = v16_set(c->eps), zero = v16_zero();
+    for (int64_t j = 0; j < n; j += 16) {
+        int64_t left = n - j;
+        v16 pv = v16_get(p + j, left), mv = v16_get(m + j, left), vv = v16_get(v + j, left);
+        /* A first moment of zero stays zero, and so does the quotient. */
+        int moves = v16_maxall(v16_max(mv, v16_sub(zero, mv))) > 0.0f;
+        for (const float *t = past; t < past + 3 * steps; t += 3) {
+            v16 step = v16_set(-t[1]), quotient;
+            mv = v16_fma(b1, mv, zero);
+            vv = v16_fma(b2, vv, zero);
+            quotient = moves ? v16_div(mv, v16_add(v16_div(v16_sqrt(vv), v16_set(t[2])), eps)) : mv;
+            pv = v16_fma(step, quotient, v16_mul(v16_set(t[0]), pv));
+        }
+        v16_put(p + j, pv, left);
+        v16_put(m + j, mv, left);
+        v16_put(v + j, vv, left);
+    }
+}
+
 /* Sum of x^2 in 16 lanes. */
 static float squared_norm(const float *x, int64_t n)
 {

@@ -76,5 +76,10 @@ typedef struct cry_block {
 } cry_block;
 void cry_weight_block(const cry_team *team, const cry_block *block, const cry_weight *weight,
                       float *scratch);
+/* Rows r of ids(R) by rising token, those of one token in rising order; -1 counts as no token.  Those
+ * of token v are list[index[v - 1] .. index[v]), from 0 for the first. */
+void cry_sort_by_token(int32_t *list, int64_t *index, const int32_t *ids, int64_t R, int64_t V);
+/* Whether n > 0 indices rise strictly inside 0 .. V - 1: then no two tasks share a row. */
+int cry_rises(const int32_t *rows, int64_t n, int64_t V);
 
 #endif

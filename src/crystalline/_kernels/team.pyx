@@ -67,22 +67,25 @@ include "rows.pxi"
 include "attend.pxi"
 include "narrow.pxi"
 include "generate.pxi"
+include "sparse.pxi"
 
 
-cdef class Team(Generates):
+cdef class Team(Sparse):
     """What a pool can compute.  Arrays are float32 and C-contiguous; ids, targets int32; ``groups``
     holds 13 int64 row starts."""
 
     def work_floats(self, const int64_t[::1] groups, int64_t T, int64_t D, int64_t H, int64_t K,
-                    int64_t F, int64_t V):
-        """Floats of work space that one training step of such a decoder will reserve."""
+                    int64_t F, int64_t V, int64_t S=0):
+        """Floats of work space that training such a decoder will reserve, with the full loss or (S
+        above 0) the sampled one; validation has the full one, without gradients."""
         cdef int64_t R, shared
         cdef cry_attention shape
         _same("work_floats", "groups", groups.shape[0], "the number of starts", 13)
         R = groups[12]
         shape.T, shape.H, shape.K, shape.head_dim, shape.scale = T, H, K, D // H, 1.0
         E = (H + 2 * K) * shape.head_dim
-        shared = cry_need_head(&self.c, &groups[0], D, V, 1)
+        shared = max(cry_need_head(&self.c, &groups[0], D, V, S == 0),
+                     cry_need_head_sampled(&self.c, &groups[0], D, S, 1))
         for n, k in ((E, D), (D, E), (D, D), (2 * F, D), (D, 2 * F), (D, F), (F, D), (D, R), (F, R)):
             shared = max(shared, cry_need_matmul(&self.c, n, k))
         return shared + self.c.threads * cry_need_attention(&shape, 1)

@@ -69,6 +69,7 @@ class Show:
         p = self.trainer.progress
         steps = PUBLISH_SECONDS / self.trainer.pacing.pace if self.trainer.pacing.pace else 1
         self.next_step = p.step + max(1, round(steps))
+        self.trainer.optimizer.settle()
         weights = self.trainer.weights.flat
         self._try(lambda broadcast: broadcast.publish(weights, p.step, p.tokens))
         self.versions += 1

@@ -48,6 +48,7 @@ typedef enum cry_status {
     CRY_BAD_INDEX,   /* a token id or target is outside the vocabulary */
     CRY_NO_SCRATCH,  /* the team's memory is smaller than cry_need_* says, or there is none */
     CRY_BAD_ISA,     /* unknown instruction set, or this CPU lacks it */
+    CRY_BAD_LIST,    /* a list of rows does not rise strictly inside its table, or its state is none */
 } cry_status;
 
 /* One group's place in the fixed tree, as cry_branches gives it.  q and the total live in memory
@@ -83,6 +84,15 @@ typedef struct cry_weight {
     const float *scales; /* (N up to a multiple of tile_n), NULL but for int8 */
     cry_format format;
 } cry_weight;
+/* What the sampled loss compares with: S rising classes, and how often each class is expected there. */
+typedef struct cry_sampled {
+    const float *w;            /* (V, D) */
+    const float *log_expected; /* (V) log of the expected count of a class among the samples */
+    const float *sample_log;   /* (S) the same of the samples */
+    const int32_t *samples;    /* (S) */
+    int64_t D, S;
+    float scale;
+} cry_sampled;
 
 typedef struct cry_kernels {
     int64_t abi, size; /* CRY_KERNELS_ABI and sizeof(cry_kernels) of the library that made it */
@@ -184,6 +194,17 @@ typedef struct cry_kernels {
                     int64_t m, int64_t n);
     /* x(k) = row id of the packed w(N, k). */
     void (*embedding_packed)(float *x, const cry_weight *weight, int64_t id, int64_t k);
+    /* losses(rows); logits(rows,S) = h w[samples]^T become their gradient; dz_target(rows) is that of
+     * the targets' own logits and dh(rows,D) = dz_target w[targets].  dh NULL: losses only. */
+    void (*sampled_entropy)(float *losses, float *dz_target, float *dh, float *logits, const float *h,
+                            const int32_t *targets, int64_t rows, const cry_sampled *c);
+    /* As embedding_bwd, but row r of dx counts weight[r] times; always added to dw. */
+    void (*weighted_bwd)(float *dw, const float *dx, const float *weight, const int32_t *list,
+                         int64_t count, const int64_t *groups, int64_t D);
+    /* As `steps` calls of adamw with gradients of zero; past(steps,3) holds each one's decay, step_size
+     * and root_bias2, c the rest. */
+    void (*adamw_rest)(float *p, float *m, float *v, const float *past, int64_t steps, int64_t n,
+                       const cry_adamw *c);
 } cry_kernels;
 
 /* bf16: the upper half of a float32. */

@@ -241,6 +241,31 @@ CRY_API int64_t cry_need_decode_scratch(const cry_team *team, const cry_decoder 
 CRY_API cry_status cry_decode(const cry_team *team, float *h, const cry_decoder *decoder,
                               const int32_t *ids, const cry_sequence *sequences, int64_t B);
 
+/* As cry_head, over S rising sampled classes and each token's own target, logits less log_expected(V)
+ * (sampled.h has the formula).  dh(R,D) is set; to dw(V,D) the gradient is added, in the rows
+ * `samples` and `targets` only.  list(R) and index(V + 1) are work space; without dh and dw they are
+ * not looked at.  The need is in `shared`. */
+CRY_API int64_t cry_need_head_sampled(const cry_team *team, const int64_t *groups, int64_t D,
+                                      int64_t S, int gradient);
+CRY_API cry_status cry_head_sampled(const cry_team *team, float *losses, float *dh, float *dw,
+                                    const float *h, const float *w, const int32_t *targets,
+                                    const int64_t *groups, const int32_t *samples,
+                                    const float *log_expected, int64_t R, int64_t D, int64_t V,
+                                    int64_t S, float scale, int32_t *list, int64_t *index);
+/* Of tables (V,D) only the n rising `rows`; all others are neither read nor written.  Of the norm,
+ * the list is cut in 144 spans and each adds its rows' 16-lane sums in order. */
+CRY_API cry_status cry_adamw_rows(const cry_team *team, float *p, float *m, float *v,
+                                  const float *grad, const int32_t *rows, int64_t n, int64_t V,
+                                  int64_t D, const cry_adamw *c);
+CRY_API cry_status cry_squared_norm_rows(const cry_team *team, double *sums, const float *x,
+                                         const int32_t *rows, int64_t n, int64_t V, int64_t D);
+/* The updates that rows have missed, in which their gradient was zero: row r takes those of past
+ * (steps,3) from last[r] on, in order, and last[r] becomes steps.  past holds decay, step_size and
+ * root_bias2 of each, c the rest; the bits are those of cry_adamw_step at each of them. */
+CRY_API cry_status cry_adamw_rest_rows(const cry_team *team, float *p, float *m, float *v,
+                                       int32_t *last, const float *past, const int32_t *rows,
+                                       int64_t n, int64_t V, int64_t D, int64_t steps,
+                                       const cry_adamw *c);
 
 #ifdef __cplusplus
 }
