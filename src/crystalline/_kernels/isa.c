@@ -57,4 +57,10 @@ const cry_kernels CRY_TABLE = {
     .squared_norm = squared_norm,
     .exp = exp_span,
     .log = log_span,
+    .softmax = softmax,
+    .softmax_bwd = softmax_bwd,
+    .log_softmax = log_softmax,
+    .log_softmax_bwd = log_softmax_bwd,
+    .logsumexp = logsumexp,
+    .cross_entropy_bwd = cross_entropy_bwd,
 };

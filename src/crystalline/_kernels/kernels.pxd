@@ -12,8 +12,6 @@ cdef extern from "crystalline/kernels.h" nogil:
     ctypedef struct cry_kernels:
         const char *isa
         int64_t tile_m, tile_n
-        void (*exp)(float *y, const float *x, int64_t n) noexcept nogil
-        void (*log)(float *y, const float *x, int64_t n) noexcept nogil
 
     const cry_kernels *cry_kernels_for(const char *isa)
 
@@ -95,6 +93,22 @@ cdef extern from "crystalline/parallel.h" nogil:
                               const float *grad, int64_t n, const cry_adamw *c)
     cry_status cry_squared_norm(const cry_team *team, double *sums, const float *x, int64_t n)
     cry_status cry_touch(const cry_team *team, float *x, int64_t n)
+    int64_t cry_need_softmax(int64_t R, int64_t V)
+    cry_status cry_softmax(const cry_team *team, float *y, const float *x, int64_t R, int64_t V)
+    cry_status cry_softmax_bwd(const cry_team *team, float *dx, const float *dy, const float *y,
+                               int64_t R, int64_t V)
+    cry_status cry_log_softmax(const cry_team *team, float *y, const float *x, int64_t R,
+                               int64_t V)
+    cry_status cry_log_softmax_bwd(const cry_team *team, float *dx, const float *dy,
+                                   const float *y, int64_t R, int64_t V)
+    cry_status cry_logsumexp(const cry_team *team, float *y, const float *x, int64_t R, int64_t V)
+    cry_status cry_cross_entropy(const cry_team *team, float *losses, const float *logits,
+                                 const int32_t *targets, int64_t R, int64_t V)
+    cry_status cry_cross_entropy_bwd(const cry_team *team, float *dlogits, const float *dlosses,
+                                     const float *logits, const int32_t *targets, int64_t R,
+                                     int64_t V)
+    cry_status cry_exp(const cry_team *team, float *y, const float *x, int64_t n)
+    cry_status cry_log(const cry_team *team, float *y, const float *x, int64_t n)
 
 cdef extern from "system.h" nogil:
     int cry_quota_cpus(const char *root)

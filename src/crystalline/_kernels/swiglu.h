@@ -17,6 +17,8 @@ static void swiglu(float *act, const float *gu, int64_t rows, int64_t F)
     for (int64_t i = 0; i < rows; i++, act += F, gu += 2 * F)
         for (int64_t j = 0; j < F; j += 16) {
             v16 g = v16_get(gu + j, F - j), u = v16_get(gu + F + j, F - j);
+            fetch_ahead(gu + j, 2 * F, i + 1 < rows);
+            fetch_ahead(gu + F + j, 2 * F, i + 1 < rows);
             v16_put(act + j, v16_mul(v16_mul(g, v16_sigmoid(g)), u), F - j);
         }
 }
@@ -29,6 +31,9 @@ static void swiglu_bwd(float *dgu, const float *dact, const float *gu, int64_t r
             int64_t n = F - j;
             v16 g = v16_get(gu + j, n), u = v16_get(gu + F + j, n), d = v16_get(dact + j, n);
             v16 s = v16_sigmoid(g), one = v16_set(1.0f);
+            fetch_ahead(gu + j, 2 * F, i + 1 < rows);
+            fetch_ahead(gu + F + j, 2 * F, i + 1 < rows);
+            fetch_ahead(dact + j, F, i + 1 < rows);
             v16 slope = v16_mul(s, v16_fma(g, v16_sub(one, s), one));
             v16_put(dgu + j, v16_mul(v16_mul(d, u), slope), n);
             v16_put(dgu + F + j, v16_mul(d, v16_mul(g, s)), n);

@@ -100,6 +100,17 @@ typedef struct cry_kernels {
     float (*squared_norm)(const float *x, int64_t n);
     void (*exp)(float *y, const float *x, int64_t n);
     void (*log)(float *y, const float *x, int64_t n);
+
+    /* Rows of V numbers; y and dx may be an input, except with scratch (V), by way of which y is
+     * written around the caches. */
+    void (*softmax)(float *y, const float *x, int64_t rows, int64_t V, float *scratch);
+    void (*softmax_bwd)(float *dx, const float *dy, const float *y, int64_t rows, int64_t V);
+    void (*log_softmax)(float *y, const float *x, int64_t rows, int64_t V);
+    void (*log_softmax_bwd)(float *dx, const float *dy, const float *y, int64_t rows, int64_t V);
+    void (*logsumexp)(float *y, const float *x, int64_t rows, int64_t V); /* y(rows) */
+    /* dz(rows,V) = (softmax(z) - [j = target]) dloss, zero where the target is -1. */
+    void (*cross_entropy_bwd)(float *dz, const float *dlosses, const float *z,
+                              const int32_t *targets, int64_t rows, int64_t V);
 } cry_kernels;
 
 /* The table for `isa` ("portable", "avx2", "avx512"), or for the best one when isa is NULL.  NULL
