@@ -15,6 +15,7 @@ import numpy as np
 import reference as ref
 from attention_cases import attention, attention_bwd, attention_cached, rope
 from case import EPS, Array, Arrays, Case, Due, Shape, draw, groups_of, poison, start
+from softmax_cases import SOFTMAX
 from tolerance import SHAPES
 
 from crystalline._native import Team
@@ -276,6 +277,7 @@ BUILDERS: dict[str, tuple[Builder, str]] = {
     "squared_norm": (squared_norm, "flat"),
     "exp": (exp, "flat"),
     "log": (log, "flat"),
+    **SOFTMAX,
 }
 GRID = [(op, shape) for op, (_, grid) in BUILDERS.items() for shape in SHAPES[grid]]
 
