@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -45,6 +44,7 @@ def calls(R: int, D: int, V: int, seed: int = 0) -> dict[str, tuple[Any, ...]]:
     out, lse = ref.attention(q, k, v)
     t, words = rng.integers(-1, V, (R, 2)), rng.integers(0, V, (R, 2))
     x, w = f(R, 2, D), f(D)
+    rrms = ref.rmsnorm(x, w, EPS)[1].astype(np.float32)
     return {
         "exp": (f(R, D),), "log": (abs(f(R, D)) + np.float32(1e-3),),
         "softmax": (f(R, 2, V),), "softmax_backward": (f(R, V), abs(f(R, V))),
@@ -54,8 +54,9 @@ def calls(R: int, D: int, V: int, seed: int = 0) -> dict[str, tuple[Any, ...]]:
         "matmul": (x, f(D, V)), "matmul_backward": (f(R, 2, V), x, f(D, V)),
         "linear": (x, f(V, D), f(R, 2, V)), "linear_backward": (f(R, 2, V), x, f(V, D)),
         "linear_cross_entropy": (x, f(V, D), t), "linear_cross_entropy_backward": (x, f(V, D), t),
-        "rmsnorm": (x, w), "rmsnorm_backward": (f(R, 2, D), x, w, ref.rmsnorm(x, w, EPS)[1].astype(np.float32)),
-        "rope": (f(2, R, H, 2 * half), *tables, 1), "rope_backward": (f(2, R, H, 2 * half), *tables, 3),
+        "rmsnorm": (x, w), "rmsnorm_backward": (f(R, 2, D), x, w, rrms),
+        "rope": (f(2, R, H, 2 * half), *tables, 1),
+        "rope_backward": (f(2, R, H, 2 * half), *tables, 3),
         "attention": (q, k, v),
         "attention_backward": (
             f(*q.shape), q, k, v, out.astype(np.float32),
@@ -135,7 +136,8 @@ def test_against_the_reference() -> None:
     assert_close("log_softmax.y", ck.log_softmax(x), soft.log_softmax(x), x)
     assert_close("logsumexp", ck.logsumexp(x), soft.logsumexp(x), x)
     a, b = c["matmul"]
-    assert_close("matmul", ck.matmul(a, b).reshape(-1, 37), ref.matmul(a, b.T).reshape(-1, 37), a.reshape(-1, 6), b.T)
+    flat = a.reshape(-1, 6)
+    assert_close("matmul", ck.matmul(a, b).reshape(-1, 37), ref.matmul(flat, b.T), flat, b.T)
     dc, a, b = (z.reshape(-1, z.shape[-1]) for z in c["matmul_backward"])
     da, db = ck.matmul_backward(dc, a, b)
     assert_close("matmul", da, ref.matmul_dx(dc, b.T), dc, b)
@@ -154,8 +156,9 @@ def test_against_the_reference() -> None:
         assert_close(f"attention.d{n}", got, due, d, q, k, v)
     x, w = c["rmsnorm"]
     rrms = poison(13, 2)
-    assert_close("rmsnorm.y", ck.rmsnorm(x, w, EPS, rrms=rrms), ref.rmsnorm(x, w, EPS)[0], x, w, EPS)
-    assert_close("rmsnorm.rrms", rrms, ref.rmsnorm(x, w, EPS)[1], x, w, EPS)
+    want_y, want_r = ref.rmsnorm(x, w, EPS)
+    assert_close("rmsnorm.y", ck.rmsnorm(x, w, EPS, rrms=rrms), want_y, x, w, EPS)
+    assert_close("rmsnorm.rrms", rrms, want_r, x, w, EPS)
     h, w, t = (z.reshape(-1, z.shape[-1]) for z in c["linear_cross_entropy"])
     losses = poison(26)
     dh, dw = ck.linear_cross_entropy_backward(h, w, t.reshape(-1), 0.5, losses=losses)
@@ -165,13 +168,16 @@ def test_against_the_reference() -> None:
     assert losses.tobytes() == ck.linear_cross_entropy(h, w, t.reshape(-1)).tobytes()
     x = draw(2, 9, 3, 8)
     tables = ck.rope_tables(9, 8, 10000.0)
-    assert_close("rotary", ck.rope(x, *tables), ref.rotary(x, 10000.0), x, 10000.0)
-    assert_close("rotary", ck.rope_backward(x, *tables), ref.rotary_backward(x, 10000.0), x, 10000.0)
+    for got, want in (
+        (ck.rope(x, *tables), ref.rotary(x, 10000.0)),
+        (ck.rope_backward(x, *tables), ref.rotary_backward(x, 10000.0)),
+    ):
+        assert_close("rotary", got, want, x, 10000.0)
 
 
 def test_adamw_and_the_squared_norm() -> None:
     p, g, m, v = draw(7, 5), draw(7, 5, seed=1), draw(7, 5, seed=2), draw(7, 5, seed=3) ** 2
-    named: dict[str, float] = {"lr": 1e-2, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "weight_decay": 0.1}
+    named = {"lr": 1e-2, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "weight_decay": 0.1}
     got = [a.copy() for a in (p, m, v)]
     ck.adamw(*got, 2 * g, step=3, grad_scale=0.5, **named)
     for name, a, want in zip("pmv", got, ref.adamw(p, g, m, v, 3, **named), strict=True):
@@ -184,9 +190,6 @@ def test_adamw_and_the_squared_norm() -> None:
     assert all(a.tobytes() == b.tobytes() for a, b in zip(same, apart, strict=True))
 
 
-NOTHING = (0, 5)
-
-
 @pytest.mark.parametrize("name", NAMES)
 def test_no_rows_give_no_rows_and_zero_sums(name: str) -> None:
     whole = calls(3, 4, 5)[name]
@@ -196,10 +199,8 @@ def test_no_rows_give_no_rows_and_zero_sums(name: str) -> None:
         a if n in rows or not isinstance(a, np.ndarray) else a[:0]
         for n, a in zip(names, whole, strict=False)
     )
-    sums = {"matmul_backward", "linear_backward", "linear_cross_entropy_backward", "rmsnorm_backward"}
-    got = results(name, args)
-    for i, a in enumerate(got):
-        if name == "embedding_backward" or (name in sums and i == 1):
+    for i, a in enumerate(results(name, args)):
+        if name == "embedding_backward" or (name in RESULTS and "attention" not in name and i == 1):
             assert a.size and np.all(a == 0)
         else:
             assert a.shape[0] == 0
@@ -208,7 +209,8 @@ def test_no_rows_give_no_rows_and_zero_sums(name: str) -> None:
 def test_products_over_nothing_are_zero() -> None:
     assert np.all(ck.matmul(np.zeros((3, 0), np.float32), np.zeros((0, 2), np.float32)) == 0)
     begin = draw(3, 2)
-    assert np.all(ck.linear(np.zeros((3, 0), np.float32), np.zeros((2, 0), np.float32), begin) == begin)
+    x, w = np.zeros((3, 0), np.float32), np.zeros((2, 0), np.float32)
+    assert np.all(ck.linear(x, w, begin) == begin)
     assert ck.softmax(np.zeros((3, 0), np.float32)).shape == (3, 0)
     assert ck.squared_norm(np.zeros(0, np.float32)) == 0 and ck.exp([]).shape == (0,)
 
@@ -222,81 +224,6 @@ def test_what_comes_in_without_loss() -> None:
     read_only = np.ones(3, np.float32)
     read_only.flags.writeable = False
     assert ck.exp(read_only).shape == (3,)
-
-
-ONE = np.ones((2, 3), np.float32)
-LOCKED = np.ones((2, 3), np.float32)
-LOCKED.flags.writeable = False
-
-
-@pytest.mark.parametrize(
-    ("call", "error", "told"),
-    [
-        (lambda: ck.softmax(ONE.astype(float)), TypeError, r"x is float64.*x\.astype"),
-        (lambda: ck.softmax(np.arange(3)), TypeError, "x is int64"),
-        (lambda: ck.softmax(ONE * 1j), TypeError, "complex64"),
-        (lambda: ck.softmax([1j]), TypeError, "complex128"),
-        (lambda: ck.softmax(["a"]), TypeError, "x is <U1"),
-        (lambda: ck.softmax([1e39]), ValueError, "too large for float32"),
-        (lambda: ck.softmax(np.ma.masked_array(ONE)), TypeError, "masked"),
-        (lambda: ck.softmax(1.0), ValueError, r"x has shape \(\), but needs a last axis"),
-        (lambda: ck.logsumexp(ONE[:, :0]), ValueError, r"\(2, 0\), but needs a last axis of 1"),
-        (lambda: ck.softmax(ONE, out=ONE.astype(float)), TypeError, "out is float64"),
-        (lambda: ck.softmax(ONE, out=[0]), TypeError, "out is list"),
-        (lambda: ck.softmax(ONE, out=ONE[:1]), ValueError, r"\(1, 3\), but the result has \(2, 3\)"),
-        (lambda: ck.softmax(ONE, out=poison(3, 2).T), ValueError, "C-contiguous"),
-        (lambda: ck.softmax(ONE, out=LOCKED), ValueError, "writeable"),
-        (lambda: ck.softmax(ONE, isa="mmx"), UsageError, "mmx.*portable"),
-        (lambda: ck.softmax(ONE, threads=0), UsageError, "threads is 0"),
-        (lambda: ck.matmul(ONE, ONE), ValueError, "last axis of a is 3, but rows of b is 2"),
-        (lambda: ck.matmul(ONE, ONE[0]), ValueError, "must be a matrix"),
-        (lambda: ck.linear(ONE, ONE[:, :2]), ValueError, "of x is 3, but columns of w is 2"),
-        (lambda: ck.linear(ONE, ONE, ONE), ValueError, r"init has shape \(2, 3\).*\(2, 2\)"),
-        (lambda: ck.linear_backward(ONE, ONE, ONE), ValueError, r"dy has shape"),
-        (lambda: ck.linear_backward(ONE[:, :2], ONE, ONE, out=ONE), TypeError, r"tuple of 2: \(dx, dw\)"),
-        (
-            lambda: ck.linear_backward(ONE[:, :2], ONE, ONE, out=(LOCKED.copy(), ONE.astype(int))),
-            TypeError, "dw is int64",
-        ),
-        (lambda: ck.cross_entropy(ONE, [0, 3]), ValueError, "from 0 to 3, but must be from -1 to 2"),
-        (lambda: ck.cross_entropy(ONE, [0]), ValueError, r"targets has shape \(1,\).*\(2,\)"),
-        (lambda: ck.cross_entropy(ONE, [0.0, 1.0]), TypeError, "targets is float64"),
-        (lambda: ck.linear_cross_entropy(ONE, ONE, [0]), ValueError, r"\(1,\), but must have \(2,\)"),
-        (lambda: ck.embedding(ONE, [-1]), ValueError, "from -1 to -1, but must be from 0 to 1"),
-        (lambda: ck.embedding(ONE[0], [0]), ValueError, r"must be \(V, D\)"),
-        (lambda: ck.embedding_backward(ONE, [0], 5), ValueError, r"\(1,\), but must have \(2,\)"),
-        (lambda: ck.rope(ONE, ONE, ONE), ValueError, r"must be \(\.\.\., T, H, Dh\)"),
-        (lambda: ck.rope(ONE[None, :, :2], ONE, ONE), ValueError, r"must be \(1 or more, 1\)"),
-        (lambda: ck.attention(ONE, ONE, ONE), ValueError, r"\(B, T, H, Dh\)"),
-        (
-            lambda: ck.attention(draw(1, 2, 3, 4), draw(1, 2, 2, 4), draw(1, 2, 2, 4)), ValueError,
-            "K divide H",
-        ),
-        (lambda: ck.swiglu(ONE), ValueError, "must be even"),
-        (lambda: ck.rmsnorm(ONE, ONE), ValueError, r"w has shape \(2, 3\), but must have \(3,\)"),
-        (lambda: ck.adamw(ONE, ONE.copy(), ONE.copy(), ONE, lr=1, step=0), ValueError, "step is 0"),
-        (lambda: ck.adamw(ONE, ONE, ONE, ONE, lr=1, step=1), ValueError, "overlap"),
-        (lambda: ck.adamw(None, ONE, ONE, ONE, lr=1, step=1), TypeError, "in place"),
-    ],
-)  # fmt: skip
-def test_errors_name_both_sides(
-    call: Callable[[], object], error: type[Exception], told: str
-) -> None:
-    before = ONE.copy()
-    with pytest.raises(error, match=told):
-        call()
-    assert np.array_equal(ONE, before)
-
-
-def test_outputs_beside_the_result_need_memory_of_their_own() -> None:
-    memory = poison(2 * 3)
-    for call in (
-        lambda: ck.rmsnorm(ONE, ONE[0], out=memory.reshape(2, 3), rrms=memory[:2]),
-        lambda: ck.attention(*[draw(1, 2, 1, 3)] * 3, out=memory.reshape(1, 2, 1, 3), lse=memory[:2].reshape(1, 1, 2)),
-        lambda: ck.linear_cross_entropy_backward(ONE, ONE, [0, 1], losses=memory[:2], out=(memory.reshape(2, 3), None)),
-    ):  # fmt: skip
-        with pytest.raises(ValueError, match="memory of its own"):
-            call()
 
 
 # --- Teams.
@@ -343,7 +270,7 @@ def test_a_forked_child_computes_too() -> None:
 
 def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CRYSTALLINE_ISA", "mmx")
-    with pytest.raises(UsageError, match="CRYSTALLINE_ISA: .*mmx"):
+    with pytest.raises(UsageError, match=r"CRYSTALLINE_ISA: .*mmx"):
         ck.exp(1.0)
     assert ck.exp(1.0, isa="portable") == ck.exp(1.0, isa=available_isas()[-1])
     monkeypatch.delenv("CRYSTALLINE_ISA")
