@@ -115,18 +115,18 @@ def test_inputs_may_overlap_outputs(name: str) -> None:
         if not (isinstance(a, np.ndarray) and a.dtype == np.float32):
             continue
         for j, shape in enumerate(w.shape for w in want):
-            for shift in (0, 3):
+            for at, to in ((0, 0), (3, 0), (0, 3)):  # where they begin
                 size = int(np.prod(shape))
-                memory = np.zeros(a.size + size + shift, np.float32)
-                inside = memory[shift : shift + a.size].reshape(a.shape)
+                memory = np.zeros(a.size + size + 3, np.float32)
+                inside = memory[at : at + a.size].reshape(a.shape)
                 inside[...] = a
-                out = memory[:size].reshape(shape)
+                out = memory[to : to + size].reshape(shape)
                 outs = [None] * len(want)
                 outs[j] = out  # type: ignore[call-overload]
                 given_out = tuple(outs) if name in RESULTS else out
                 got = results(name, (*args[:i], inside, *args[i + 1 :]), out=given_out)
                 for x, y in zip(got, want, strict=True):
-                    assert x.tobytes() == y.tobytes(), (i, j, shift)
+                    assert x.tobytes() == y.tobytes(), (i, j, at, to)
 
 
 def test_against_the_reference() -> None:

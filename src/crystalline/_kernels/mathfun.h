@@ -4,8 +4,8 @@
  *          e^r = 1 + r + r^2 q(r),  q of degree 4 with the least relative error (4e-9)
  * log(x) = e ln 2 + log(1 + f),  1 + f the mantissa in [sqrt(1/2), sqrt 2),
  *          log(1 + f) = 2 atanh(s),  s = f / (2 + f),  by the series in s^2
- * Both are within 2 ulp, of what is below the least normal number too, unless the thread flushes such
- * numbers to zero; exp of more than 88.73 is infinite, log 0 is -infinity; not-a-number goes through. */
+ * Both are within 2 ulp, of what is below the least normal number too, unless the thread flushes
+ * that to zero; exp of more than 88.73 is infinite, log 0 is -infinity, not-a-number goes through. */
 #ifndef CRY_MATHFUN_H
 #define CRY_MATHFUN_H
 
@@ -61,8 +61,8 @@ CRY_INLINE v16 v16_log(v16 x)
     return v16_if_lt(v16_zero(), lifted, y, rest);
 }
 
-/* Fetches the line of the next row that lies where p lies in this one, `stride` floats on: short rows
- * end before the machine has seen that they will be read. */
+/* Fetches the line of the next row that lies where p lies in this one, `stride` floats on: short
+ * rows end before the machine has seen that they will be read. */
 CRY_INLINE void fetch_ahead(const float *p, int64_t stride, int ahead)
 {
     if (ahead) __builtin_prefetch(p + stride, 0, 2);

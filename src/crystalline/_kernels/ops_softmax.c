@@ -57,8 +57,8 @@ static void softmax_bwd_task(void *context, int64_t task, int thread)
     kernels->softmax_bwd(w->out + at * V, w->in + at * V, w->in2 + at * V, n, V);
 }
 
-cry_status cry_softmax_bwd(const cry_team *team, float *dx, const float *dy, const float *y, int64_t R,
-                           int64_t V)
+cry_status cry_softmax_bwd(const cry_team *team, float *dx, const float *dy, const float *y,
+                           int64_t R, int64_t V)
 {
     if (R < 0 || V <= 0) return CRY_BAD_SHAPE;
     soft_job job = {.team = team, .out = dx, .in = dy, .in2 = y};

@@ -109,7 +109,8 @@ static void softmax_bwd(float *dx, const float *dy, const float *y, int64_t rows
 {
     for (int64_t i = 0; i < rows; i++, dx += V, dy += V, y += V) {
         v16 s = v16_zero();
-        for (int64_t j = 0; j < V; j += 16) s = v16_fma(v16_get(y + j, V - j), v16_get(dy + j, V - j), s);
+        for (int64_t j = 0; j < V; j += 16)
+            s = v16_fma(v16_get(y + j, V - j), v16_get(dy + j, V - j), s);
         v16 dot = v16_set(v16_sum(s));
         for (int64_t j = 0; j < V; j += 16) {
             int64_t n = V - j;
@@ -162,8 +163,8 @@ static void logsumexp(float *y, const float *x, int64_t rows, int64_t V)
 }
 
 /* dz(rows,V) = (softmax(z) - [j = target]) dloss, which may be z; zero where the target is -1. */
-static void cross_entropy_bwd(float *dz, const float *dlosses, const float *z, const int32_t *targets,
-                              int64_t rows, int64_t V)
+static void cross_entropy_bwd(float *dz, const float *dlosses, const float *z,
+                              const int32_t *targets, int64_t rows, int64_t V)
 {
     for (int64_t i = 0; i < rows; i++, z += V, dz += V) {
         if (targets[i] < 0) {

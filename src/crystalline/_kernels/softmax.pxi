@@ -48,7 +48,8 @@ cdef class Softmaxes(Products):
         _same_2d("softmax_bwd", "y", y, "dy", dy)
         self._enter()
         with nogil:
-            status = cry_softmax_bwd(&self.c, &dx[0, 0], &dy[0, 0], &y[0, 0], y.shape[0], y.shape[1])
+            status = cry_softmax_bwd(&self.c, &dx[0, 0], &dy[0, 0], &y[0, 0], y.shape[0],
+                                     y.shape[1])
         self._leave("softmax_bwd", status)
 
     def log_softmax(self, float[:, ::1] y, const float[:, ::1] x):
@@ -80,10 +81,12 @@ cdef class Softmaxes(Products):
             status = cry_logsumexp(&self.c, &y[0], &x[0, 0], x.shape[0], x.shape[1])
         self._leave("logsumexp", status)
 
-    def cross_entropy(self, float[::1] losses, const float[:, ::1] logits, const int32_t[::1] targets):
+    def cross_entropy(self, float[::1] losses, const float[:, ::1] logits,
+                      const int32_t[::1] targets):
         """losses (R) in nats of targets (R) under softmax(logits (R, V)), 0 where target is -1."""
         cdef cry_status status
-        _same("cross_entropy", "entries of losses", losses.shape[0], "rows of logits", logits.shape[0])
+        _same("cross_entropy", "entries of losses", losses.shape[0], "rows of logits",
+              logits.shape[0])
         _same("cross_entropy", "targets", targets.shape[0], "rows of logits", logits.shape[0])
         self._enter()
         with nogil:
