@@ -25,7 +25,7 @@ def along(op: str, shape: Shape, in_place: bool = False) -> Case:
         getattr(team, op)(a["y"], a["y"] if in_place else a["x"])
 
     return Case(
-        {"x": x}, {"y": x if in_place else poison(*shape)}, run,
+        {} if in_place else {"x": x}, {"y": x if in_place else poison(*shape)}, run,
         lambda o: [(f"{op}.y", o["y"], getattr(ref, op)(x), (x,), {})],
     )  # fmt: skip
 
@@ -74,7 +74,8 @@ def cross_entropy_bwd(shape: Shape, in_place: bool = False) -> Case:
 
     want = ref.cross_entropy_backward(d, z, t)
     return Case(
-        {"z": z, "t": t, "d": d}, {"dz": z if in_place else poison(*shape)}, run,
+        {"t": t, "d": d} | ({} if in_place else {"z": z}),
+        {"dz": z if in_place else poison(*shape)}, run,
         lambda o: [("cross_entropy.dz", o["dz"], want, (d, z, t), {})],
     )  # fmt: skip
 

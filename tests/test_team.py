@@ -25,7 +25,9 @@ SMALL = {
 MAY_GROW = {
     ("rope", "x", 0), ("rope", "x", 1), ("embedding", "w", 0), ("head losses", "w", 0),
     ("squared_norm", "x", 0), ("squared_norm", "total", 0), ("matmul_packed", "w", 0),
-    ("matmul_packed", "y", 1),
+    ("matmul_packed", "y", 1), ("softmax in place", "y", 0), ("softmax in place", "y", 1),
+    ("log_softmax in place", "y", 0), ("log_softmax in place", "y", 1), ("logsumexp", "x", 1),
+    ("cross_entropy", "z", 1), ("cross_entropy_bwd in place", "dz", 1),
 }  # fmt: skip
 
 
