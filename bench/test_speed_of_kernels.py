@@ -147,6 +147,20 @@ def test_squared_norm(benchmark: Any, team: Team) -> None:
 
 def test_touch(benchmark: Any, team: Team) -> None:
     benchmark(team.touch, values(5_000_000))
+@pytest.mark.parametrize("name", ["softmax", "log_softmax"])
+def test_softmax(benchmark: Any, team: Team, name: str) -> None:
+    x = values(R, V)
+    benchmark(getattr(team, name), np.empty_like(x), x)
+    benchmark.extra_info["GB/s"] = 2e-9 * x.nbytes / benchmark.stats["median"]
+
+
+def test_logsumexp(benchmark: Any, team: Team) -> None:
+    benchmark(team.logsumexp, np.empty(R, np.float32), values(R, V))
+
+
+def test_cross_entropy_bwd(benchmark: Any, team: Team) -> None:
+    z, targets = values(R, V), np.arange(R, dtype=np.int32)
+    benchmark(team.cross_entropy_bwd, np.empty_like(z), np.ones(R, np.float32), z, targets)
 
 
 def test_adamw(benchmark: Any, team: Team) -> None:

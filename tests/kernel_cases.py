@@ -16,6 +16,7 @@ import reference as ref
 from attention_cases import attention, attention_bwd, attention_cached, rope
 from case import EPS, Array, Arrays, Case, Due, Shape, draw, groups_of, poison, start
 from sampled_cases import adamw_rest_rows, adamw_rows, head_sampled, squared_norm_rows
+from softmax_cases import SOFTMAX
 from tolerance import SHAPES
 
 from crystalline._native import Team
@@ -311,17 +312,17 @@ BUILDERS: dict[str, tuple[Builder, str]] = {
     "head+": (ON(head, add=True), "cross_entropy"),
     "adamw": (adamw, "flat"),
     "squared_norm": (squared_norm, "flat"),
-    "few": (matmul, "few"),
-    "few+": (ON(matmul, add=True), "few"),
-    "few packed": (ON(matmul, packed=True), "few"),
-    "few packed+": (ON(matmul, add=True, packed=True), "few"),
-    "weight fp32": (ON(weight, precision="fp32"), "few"),
-    "weight bf16": (ON(weight, precision="bf16"), "few"),
-    "weight bf16+": (ON(weight, precision="bf16", add=True), "few"),
-    "weight int8": (ON(weight, precision="int8"), "few"),
-    "weight int8+": (ON(weight, precision="int8", add=True), "few"),
-    "embedding bf16": (ON(embedding_weight, precision="bf16"), "few"),
-    "embedding int8": (ON(embedding_weight, precision="int8"), "few"),
+    "matmul few": (matmul, "few"),
+    "matmul few+": (ON(matmul, add=True), "few"),
+    "matmul_packed few": (ON(matmul, packed=True), "few"),
+    "matmul_packed few+": (ON(matmul, add=True, packed=True), "few"),
+    "matmul_weight fp32": (ON(weight, precision="fp32"), "few"),
+    "matmul_weight bf16": (ON(weight, precision="bf16"), "few"),
+    "matmul_weight bf16+": (ON(weight, precision="bf16", add=True), "few"),
+    "matmul_weight int8": (ON(weight, precision="int8"), "few"),
+    "matmul_weight int8+": (ON(weight, precision="int8", add=True), "few"),
+    "embedding_weight bf16": (ON(embedding_weight, precision="bf16"), "few"),
+    "embedding_weight int8": (ON(embedding_weight, precision="int8"), "few"),
     "exp": (exp, "flat"),
     "log": (log, "flat"),
     "head_sampled losses": (ON(head_sampled, gradient=False), "cross_entropy"),
@@ -329,6 +330,7 @@ BUILDERS: dict[str, tuple[Builder, str]] = {
     "adamw_rows": (adamw_rows, "rows"),
     "squared_norm_rows": (squared_norm_rows, "rows"),
     "adamw_rest_rows": (adamw_rest_rows, "rows"),
+    **SOFTMAX,
 }
 GRID = [(op, shape) for op, (_, grid) in BUILDERS.items() for shape in SHAPES[grid]]
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import subprocess
+
 import mpmath
 import numpy as np
 import pytest
+from c_drivers import compiled
 from case import Array, poison
 
 from crystalline._native import ISAS, Team, available_isas
@@ -98,6 +101,9 @@ def test_log_is_within_two_ulp(team: Team) -> None:
         ("log", 1.0, 0.0), ("log", INF, INF), ("log", NAN, NAN),
         ("exp2", 0.0, 1.0), ("exp2", -0.0, 1.0), ("exp2", -1e-40, 1.0), ("exp2", -INF, 0.0),
         ("exp2", -126.6, 0.0), ("exp2", -3e38, 0.0), ("exp2", 127.0, 2.0**127), ("exp2", NAN, NAN),
+        ("log", 1.0, 0.0), ("log", INF, INF), ("log", NAN, NAN), ("log", 0.0, -INF),
+        ("log", -0.0, -INF), ("log", 1e-45, -INF), ("log", -1e-45, -INF), ("log", -1.0, NAN),
+        ("log", -LARGEST, NAN), ("log", -INF, NAN),
     ],
 )  # fmt: skip
 def test_special_values(name: str, x: float, want: float, team: Team) -> None:
@@ -106,12 +112,57 @@ def test_special_values(name: str, x: float, want: float, team: Team) -> None:
         assert np.array_equal(got, np.full(n, want, np.float32), equal_nan=True)
 
 
-def test_exp_passes_smoothly_into_zero(team: Team) -> None:
-    """Below the least normal number half a last place is far more than 2 ulp: an absolute bound."""
-    x = np.linspace(-104, -87.3, 500).astype(np.float32)
-    got = run(team, "exp", x)
-    assert np.all(np.diff(got) >= 0)
-    assert np.all(abs(got - np.exp(x.astype(np.float64))) <= 2 * np.spacing(np.float32(TINY)))
+def test_a_team_flushes_what_is_below_the_least_normal_number(team: Team) -> None:
+    x = np.linspace(-104, -87.34, 500).astype(np.float32)
+    assert np.all(run(team, "exp", x) == 0)
+    assert np.all(run(team, "log", np.array([1e-45, 1e-40, TINY / 2], np.float32)) == -INF)
+
+
+FLAGS = {
+    "portable": (), "avx2": ("-mavx2", "-mfma"),
+    "avx512": ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma"),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module", params=ISAS)
+def program(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """The functions alone, without a team, whose threads flush small numbers to zero."""
+    isa = request.param
+    if isa not in available_isas():
+        pytest.skip(f"this CPU cannot run {isa}, only {', '.join(available_isas())}")
+    flags = (*FLAGS[isa], "-O1", "-ffp-contract=off", "-fno-math-errno", f"-DCRY_ISA_{isa}")
+    folder = tmp_path_factory.mktemp(isa)
+    return compiled("elementary", ["isa.c"], folder, *flags, f"-DTABLE=cry_kernels_{isa}")
+
+
+def unflushed(program: list[str], name: str, x: Array) -> Array:
+    done = subprocess.run([*program, name], input=x.tobytes(), capture_output=True, check=True)
+    return np.frombuffer(done.stdout, np.float32)
+
+
+def test_small_numbers_are_within_two_ulp_too(program: list[str]) -> None:
+    rng = np.random.default_rng(2)
+    x = np.concatenate([np.linspace(-104, -86, 2000), rng.uniform(-104, -87, 1000)])
+    x = x.astype(np.float32)
+    got = unflushed(program, "exp", x)
+    worst, at = worst_ulp(got, x, "exp")
+    assert worst <= 2, f"{worst:.2f} ulp at {at!r}"
+    assert np.all(np.diff(got[:2000]) >= 0) and got[x < -103.98].max() == 0
+    x = np.concatenate([np.arange(1, 500), rng.integers(1, 2**23, 1000)]).astype(np.int32)
+    x = x.view(np.float32)
+    worst, at = worst_ulp(unflushed(program, "log", x), x, "log")
+    assert worst <= 2, f"{worst:.2f} ulp at {at!r}"
+
+
+def test_every_kind_of_float_has_the_bits_of_the_portable_kernel(program: list[str]) -> None:
+    """One float in 4099 of all there are: both signs, every exponent, and what is no number."""
+    x = np.arange(0, 2**32, 4099, dtype=np.uint64).astype(np.uint32).view(np.float32)
+    plain = Team(1, "portable")
+    normal = ~(abs(x) < TINY)  # a team takes these for zero
+    for name in ("exp", "log"):
+        got, want = unflushed(program, name, x), run(plain, name, x)
+        kept = normal & ~(abs(got) < TINY)
+        assert np.array_equal(got[kept].view(np.uint32), want[kept].view(np.uint32))
 
 
 def test_the_same_bits_everywhere() -> None:

@@ -16,11 +16,12 @@ IMPORTED = {
     "np", "UsageError", "arena", "CrystallineError", "QueueAlone", "QueueClosed", "QueueCorrupt",
 }  # fmt: skip
 CLASSES = [
-    (_native, "Pool"), (_native, "Products"), (_native, "Rows"), (_native, "Attends"),
-    (_native, "Narrow"), (_native, "Generates"), (_native, "Sparse"),
-    (_native, "Team"),
-    (_native, "Weight"), (_native, "Stack"), (_queue, "MessageQueue"), (_queue, "SphereMessage"),
-]  # fmt: skip
+    (_native, name)
+    for name in (
+        "Pool", "Products", "Softmaxes", "Rows", "Attends", "Narrow", "Generates", "Sparse", "Team",
+        "Weight", "Stack",
+    )
+] + [(_queue, "MessageQueue"), (_queue, "SphereMessage")]  # fmt: skip
 
 
 def stub(module: ModuleType) -> ast.Module:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import reference as ref
+import reference_softmax as soft
 import torch
 from numpy.typing import NDArray
 from sampled_cases import head_sampled
@@ -179,6 +181,26 @@ def sampled_cases(shape: Shape, bf16: bool) -> list[Case]:
         ("sampled.dh", dh, want_dh, (*inputs, scale), {}),
         ("sampled.dw", dw, want_dw, (*inputs, scale), {}),
     ]
+def softmax_cases(shape: Shape, bf16: bool) -> list[Case]:
+    R, V = shape
+    x, dy, d = 5 * single(R, V), single(R, V, seed=1), single(R, seed=2)
+    t = np.random.default_rng(R).integers(0, V, R)
+    lse, _ = run_torch(lambda x: x.logsumexp(-1), d, x, bf16=bf16)
+    losses, dz = run_torch(
+        lambda x: functional.cross_entropy(x, torch.tensor(t), reduction="none"), d, x, bf16=bf16
+    )
+    cases: list[Case] = [
+        ("logsumexp", lse, soft.logsumexp(x), (x,), {}),
+        ("cross_entropy.of_logits", losses, soft.cross_entropy(x, t), (x, t), {}),
+        ("cross_entropy.dz", dz, soft.cross_entropy_backward(d, x, t), (d, x, t), {}),
+    ]
+    for name in ("softmax", "log_softmax"):
+        y, dx = run_torch(functools.partial(getattr(torch, name), dim=-1), dy, x, bf16=bf16)
+        want = getattr(soft, name)(x)
+        kept = want if bf16 else y  # backward is judged from the forward's y, as it is
+        want_dx = getattr(soft, f"{name}_backward")(dy, kept)
+        cases += [(f"{name}.y", y, want, (x,), {}), (f"{name}.dx", dx, want_dx, (dy, kept), {})]
+    return cases
 
 
 def flat_cases(shape: Shape, bf16: bool) -> list[Case]:
@@ -214,6 +236,7 @@ CASES: list[tuple[Callable[[Shape, bool], list[Case]], str]] = [
     (cross_entropy_cases, "cross_entropy"),
     (sampled_cases, "cross_entropy"),
     (flat_cases, "flat"),
+    (softmax_cases, "rows"),
 ]
 GRID = [(cases, shape) for cases, grid in CASES for shape in SHAPES[grid]]
 

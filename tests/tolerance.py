@@ -126,6 +126,16 @@ def sampled_products(
     has_loss = np.where(targets == -1, 0.0, abs(scale))
     dz *= (has_loss * sampled_condition(h, w, log_expected))[:, None]
     return sampled.sampled_products(dz, abs(h), abs(w), targets, samples)
+def below(x: Array) -> Array:
+    """What makes exp(x - max x) wrong, in U: the rounding of x - max, and the sum of a row."""
+    return chain(x.shape[-1]) + abs(x - x.max(axis=-1, keepdims=True))
+
+
+def logits_dz(dlosses: Array, z: Array, targets: Array) -> Array:
+    """As cross_entropy_dz, where logits are given and not computed."""
+    dz = np.exp(ref.log_softmax(z)) * below(z)
+    dz[np.arange(targets.size), targets] += 1
+    return dz * np.where(targets == -1, 0.0, abs(dlosses))[:, None]
 
 
 def adamw_p(
@@ -187,6 +197,29 @@ TOLERANCE: dict[str, Rule] = {
     ),
     "sampled.dh": Rule(8, lambda *a: sampled_products(*a)[0], "as cross_entropy.dh"),
     "sampled.dw": Rule(8, lambda *a: sampled_products(*a)[1], "as cross_entropy.dw"),
+    "softmax.y": Rule(
+        3, lambda x: below(x) * np.exp(ref.log_softmax(x)), "exp, a sum, its reciprocal, a product"
+    ),
+    "softmax.dx": Rule(
+        3,
+        lambda dy, y: chain(y.shape[-1]) * y * (abs(dy) + np.sum(y * abs(dy), -1, keepdims=True)),
+        "a sum along the row, a difference that may cancel",
+    ),
+    "log_softmax.y": Rule(
+        3, lambda x: below(x) + abs(ref.log_softmax(x)), "exp, a sum, log, two differences"
+    ),
+    "log_softmax.dx": Rule(
+        3, lambda dy, y: abs(dy) + (chain(y.shape[-1]) + abs(y)) * np.exp(y)
+        * np.sum(abs(dy), -1, keepdims=True),
+        "a sum along the row, exp, a difference that may cancel",
+    ),
+    "logsumexp": Rule(
+        2, lambda x: chain(x.shape[-1]) + abs(x).max(-1), "a sum of positive exps, log, the maximum"
+    ),
+    "cross_entropy.of_logits": Rule(
+        2, lambda z, targets: chain(z.shape[-1]) + abs(z).max(-1), "logsumexp less one logit"
+    ),
+    "cross_entropy.dz": Rule(3, logits_dz, "softmax less one-hot, times the loss's gradient"),
     "adamw.p": Rule(
         8, adamw_p, "bias corrections and 1 - beta are due in float64: 1 - 0.999f is off by 200 U"
     ),

@@ -102,6 +102,16 @@ cdef extern from "crystalline/kernels.h" nogil:
                  int64_t D) noexcept nogil
         void (*adamw_rest)(float *p, float *m, float *v, const float *past, int64_t steps,
                  int64_t n, const cry_adamw *c) noexcept nogil
+        void (*softmax)(float *y, const float *x, int64_t rows, int64_t V,
+                 float *scratch) noexcept nogil
+        void (*softmax_bwd)(float *dx, const float *dy, const float *y, int64_t rows,
+                 int64_t V) noexcept nogil
+        void (*log_softmax)(float *y, const float *x, int64_t rows, int64_t V) noexcept nogil
+        void (*log_softmax_bwd)(float *dx, const float *dy, const float *y, int64_t rows,
+                 int64_t V) noexcept nogil
+        void (*logsumexp)(float *y, const float *x, int64_t rows, int64_t V) noexcept nogil
+        void (*cross_entropy_bwd)(float *dz, const float *dlosses, const float *z,
+                 const int32_t *targets, int64_t rows, int64_t V) noexcept nogil
     ctypedef uint16_t cry_bf16
     ctypedef struct cry_bf16_kernels:
         void (*pack)(float *panel, const float *b, int64_t ks, int64_t ns, int64_t k,
@@ -272,3 +282,18 @@ cdef extern from "crystalline/parallel.h" nogil:
     cry_status cry_adamw_rest_rows(const cry_team *team, float *p, float *m, float *v,
              int32_t *last, const float *past, const int32_t *rows, int64_t n, int64_t V,
              int64_t D, int64_t steps, const cry_adamw *c)
+    int64_t cry_need_softmax(int64_t R, int64_t V)
+    cry_status cry_softmax(const cry_team *team, float *y, const float *x, int64_t R, int64_t V)
+    cry_status cry_softmax_bwd(const cry_team *team, float *dx, const float *dy, const float *y,
+             int64_t R, int64_t V)
+    cry_status cry_log_softmax(const cry_team *team, float *y, const float *x, int64_t R,
+             int64_t V)
+    cry_status cry_log_softmax_bwd(const cry_team *team, float *dx, const float *dy,
+             const float *y, int64_t R, int64_t V)
+    cry_status cry_logsumexp(const cry_team *team, float *y, const float *x, int64_t R, int64_t V)
+    cry_status cry_cross_entropy(const cry_team *team, float *losses, const float *logits,
+             const int32_t *targets, int64_t R, int64_t V)
+    cry_status cry_cross_entropy_bwd(const cry_team *team, float *dlogits, const float *dlosses,
+             const float *logits, const int32_t *targets, int64_t R, int64_t V)
+    cry_status cry_exp(const cry_team *team, float *y, const float *x, int64_t n)
+    cry_status cry_log(const cry_team *team, float *y, const float *x, int64_t n)

@@ -78,4 +78,10 @@ const cry_kernels CRY_TABLE = {
     .sampled_entropy = sampled_entropy,
     .weighted_bwd = weighted_bwd,
     .adamw_rest = adamw_rest,
+    .softmax = softmax,
+    .softmax_bwd = softmax_bwd,
+    .log_softmax = log_softmax,
+    .log_softmax_bwd = log_softmax_bwd,
+    .logsumexp = logsumexp,
+    .cross_entropy_bwd = cross_entropy_bwd,
 };

@@ -1,9 +1,11 @@
 /* exp and log of a v16, by our own polynomials: the same bits on every instruction set.
  *
- * exp(x) = 2^n e^r,  n = round(x / ln 2),  |r| <= ln 2 / 2,  e^r by Taylor's series to r^7
+ * exp(x) = 2^n e^r,  n = round(x / ln 2),  |r| <= ln 2 / 2 and a little,
+ *          e^r = 1 + r + r^2 q(r),  q of degree 4 with the least relative error (4e-9)
  * log(x) = e ln 2 + log(1 + f),  1 + f the mantissa in [sqrt(1/2), sqrt 2),
  *          log(1 + f) = 2 atanh(s),  s = f / (2 + f),  by the series in s^2
- * Both are within 2 ulp where argument and result are normal numbers; not-a-number goes through. */
+ * Both are within 2 ulp, of what is below the least normal number too, unless the thread flushes
+ * that to zero; exp of more than 88.73 is infinite, log 0 is -infinity, not-a-number goes through. */
 #ifndef CRY_MATHFUN_H
 #define CRY_MATHFUN_H
 
@@ -16,21 +18,20 @@ CRY_INLINE v16 v16_exp(v16 x)
 {
     /* In this order of arguments a not-a-number is kept.  Below -104 the result is 0. */
     x = v16_max(v16_set(-104.0f), x);
-    x = v16_if_lt(v16_set(89.0f), x, v16_set(89.0f), x);
-    v16 n = v16_round(v16_mul(x, v16_set(1.44269504f)));
+    x = v16_min(v16_set(89.0f), x);
+    /* Adding 1.5 * 2^23 rounds to a whole number. */
+    v16 magic = v16_set(12582912.0f);
+    v16 n = v16_sub(v16_fma(x, v16_set(1.44269504f), magic), magic);
     v16 r = v16_fma(n, v16_set(-CRY_LN2_HI), x);
     r = v16_fma(n, v16_set(-CRY_LN2_LO), r);
-    v16 p = v16_set(1.0f / 5040.0f);
-    p = v16_fma(p, r, v16_set(1.0f / 720.0f));
-    p = v16_fma(p, r, v16_set(1.0f / 120.0f));
-    p = v16_fma(p, r, v16_set(1.0f / 24.0f));
-    p = v16_fma(p, r, v16_set(1.0f / 6.0f));
-    p = v16_fma(p, r, v16_set(0.5f));
+    v16 p = v16_set(1.3814539e-3f);
+    p = v16_fma(p, r, v16_set(8.368745e-3f));
+    p = v16_fma(p, r, v16_set(4.166839e-2f));
+    p = v16_fma(p, r, v16_set(1.6666521e-1f));
+    p = v16_fma(p, r, v16_set(4.9999994e-1f));
     p = v16_fma(p, r, v16_set(1.0f));
     p = v16_fma(p, r, v16_set(1.0f));
-    /* 2^n in two factors, so that both ends of the range are reached. */
-    v16 half = v16_round(v16_mul(n, v16_set(0.5f)));
-    return v16_scale2(v16_scale2(p, half), v16_sub(n, half));
+    return v16_scale2(p, n);
 }
 
 /* x = 2^x for n vectors of x <= 127; below -126.5 it is 0.  2^r, |r| <= 1/2, by a polynomial of
@@ -67,7 +68,11 @@ CRY_INLINE v16 v16_exp2(v16 x)
 
 CRY_INLINE v16 v16_log(v16 x)
 {
-    v16 e = v16_exponent(x), m = v16_mantissa(x);
+    /* Numbers below the least normal one are made normal first: the factor 2^23 is exact. */
+    v16 least = v16_set(1.17549435e-38f), lift = v16_set(23.0f);
+    v16 lifted = v16_if_lt(x, least, v16_mul(x, v16_set(8388608.0f)), x);
+    v16 e = v16_exponent(lifted), m = v16_mantissa(lifted);
+    e = v16_if_lt(x, least, v16_sub(e, lift), e);
     v16 root2 = v16_set(1.41421354f);
     e = v16_if_lt(m, root2, e, v16_add(e, v16_set(1.0f)));
     m = v16_if_lt(m, root2, m, v16_mul(m, v16_set(0.5f)));
@@ -82,7 +87,17 @@ CRY_INLINE v16 v16_log(v16 x)
     v16 tail = v16_mul(s, v16_sub(f, v16_mul(s2, p)));
     tail = v16_sub(v16_mul(e, v16_set(CRY_LN2_LO)), tail);
     v16 y = v16_fma(e, v16_set(CRY_LN2_HI), v16_add(f, tail));
-    return v16_if_lt(x, v16_set(INFINITY), y, x); /* infinity and not-a-number go through */
+    y = v16_if_lt(x, v16_set(INFINITY), y, x); /* infinity and not-a-number go through */
+    /* log 0 is -infinity, and what is below has none: its square root is not a number. */
+    v16 rest = v16_if_lt(lifted, v16_zero(), v16_sqrt(lifted), v16_add(v16_set(-INFINITY), lifted));
+    return v16_if_lt(v16_zero(), lifted, y, rest);
+}
+
+/* Fetches the line of the next row that lies where p lies in this one, `stride` floats on: short
+ * rows end before the machine has seen that they will be read. */
+CRY_INLINE void fetch_ahead(const float *p, int64_t stride, int ahead)
+{
+    if (ahead) __builtin_prefetch(p + stride, 0, 2);
 }
 
 /* Row ends: the first n < 16 elements are read or written, the others count as `fill`. */

@@ -1,20 +1,8 @@
 # Part of team.pyx: what works along rows.
 
 
-cdef class Rows(Products):
-    """Norms, rotary positions, SwiGLU, embedding rows, elementary functions."""
-
-    def exp(self, float[::1] y, const float[::1] x):
-        """y = exp(x), within 2 ulp."""
-        _same("exp", "y", y.shape[0], "x", x.shape[0])
-        if x.shape[0]:
-            self.c.kernels.exp(&y[0], &x[0], x.shape[0])
-
-    def log(self, float[::1] y, const float[::1] x):
-        """y = log(x) for positive normal x, within 2 ulp."""
-        _same("log", "y", y.shape[0], "x", x.shape[0])
-        if x.shape[0]:
-            self.c.kernels.log(&y[0], &x[0], x.shape[0])
+cdef class Rows(Softmaxes):
+    """Norms, rotary positions, SwiGLU, embedding rows."""
 
     def exp2(self, float[::1] y, const float[::1] x):
         """y = 2 to the power x for x up to 127, within 2 ulp; 0 below -126.5."""

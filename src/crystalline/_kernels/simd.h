@@ -4,10 +4,11 @@
  * correctly rounded arithmetic on every instruction set, lane by lane, so the bits of a kernel do
  * not depend on which one runs: one zmm register, two ymm registers, or an array of 16.
  *
- *   max(a, b)   is a > b ? a : b in every lane (b when either is not a number)
+ *   max(a, b)   is a > b ? a : b in every lane (b when either is not a number), min alike
  *   round       is to nearest even, valid for |x| < 2^22
- *   scale2(x,n) multiplies by 2^n for integral -126 <= n <= 127
+ *   scale2(x,n) multiplies by 2^n, rounding once, for integral -150 <= n <= 128 and 1/2 <= |x| < 2
  *   from_low_bits  the float whose sign and exponent are the low 9 bits of x's
+ *   stream      stores around the caches, where p is 64-byte aligned; stream_end before others look
  *   sum, maxall combine lanes by the fixed tree 16 > 8 > 4 > 2 > 1 (lane i with lane i + half)
  *   transpose   turns 16 vectors, the rows of a block, into its columns */
 #ifndef CRY_SIMD_H
@@ -42,15 +43,14 @@ CRY_INLINE v16 v16_div(v16 a, v16 b) { return _mm512_div_ps(a, b); }
 CRY_INLINE v16 v16_fma(v16 a, v16 b, v16 c) { return _mm512_fmadd_ps(a, b, c); }
 CRY_INLINE v16 v16_sqrt(v16 a) { return _mm512_sqrt_ps(a); }
 CRY_INLINE v16 v16_max(v16 a, v16 b) { return _mm512_max_ps(a, b); }
-CRY_INLINE v16 v16_scale2(v16 a, v16 n)
-{
-    __m512i e = _mm512_slli_epi32(_mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127)), 23);
-    return _mm512_mul_ps(a, _mm512_castsi512_ps(e));
-}
 CRY_INLINE v16 v16_from_low_bits(v16 a)
 {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(a), 23));
 }
+CRY_INLINE v16 v16_min(v16 a, v16 b) { return _mm512_min_ps(a, b); }
+CRY_INLINE v16 v16_scale2(v16 a, v16 n) { return _mm512_scalef_ps(a, n); }
+CRY_INLINE void v16_stream(float *p, v16 a) { _mm512_stream_ps(p, a); }
+CRY_INLINE void v16_stream_end(void) { _mm_sfence(); }
 /* Where a < b take x, elsewhere y. */
 CRY_INLINE v16 v16_if_lt(v16 a, v16 b, v16 x, v16 y)
 {
@@ -136,14 +136,20 @@ CRY_INLINE v16 v16_fma(v16 x, v16 y, v16 z)
 }
 CRY_INLINE v16 v16_sqrt(v16 x) { return v16_of(_mm256_sqrt_ps(x.a), _mm256_sqrt_ps(x.b)); }
 CRY_INLINE v16 v16_max(v16 x, v16 y) { return v16_of(_mm256_max_ps(x.a, y.a), _mm256_max_ps(x.b, y.b)); }
-CRY_INLINE __m256 cry_pow2(__m256 n)
+/* In two factors, so that both ends of the range are reached; only the second can round. */
+CRY_INLINE __m256 cry_scale2(__m256 a, __m256 n)
 {
-    __m256i e = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
-    return _mm256_castsi256_ps(_mm256_slli_epi32(e, 23));
+    __m256i whole = _mm256_cvtps_epi32(n), half = _mm256_srai_epi32(whole, 1);
+    __m256i bias = _mm256_set1_epi32(127), rest = _mm256_sub_epi32(whole, half);
+    a = _mm256_mul_ps(a, _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(half, bias), 23)));
+    return _mm256_mul_ps(a, _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(rest, bias), 23)));
 }
-CRY_INLINE v16 v16_scale2(v16 x, v16 n)
+CRY_INLINE v16 v16_scale2(v16 x, v16 n) { return v16_of(cry_scale2(x.a, n.a), cry_scale2(x.b, n.b)); }
+CRY_INLINE v16 v16_min(v16 x, v16 y) { return v16_of(_mm256_min_ps(x.a, y.a), _mm256_min_ps(x.b, y.b)); }
+CRY_INLINE void v16_stream(float *p, v16 x)
 {
-    return v16_of(_mm256_mul_ps(x.a, cry_pow2(n.a)), _mm256_mul_ps(x.b, cry_pow2(n.b)));
+    _mm256_stream_ps(p, x.a);
+    _mm256_stream_ps(p + 8, x.b);
 }
 CRY_INLINE __m256 cry_from_low_bits(__m256 a)
 {
@@ -153,6 +159,7 @@ CRY_INLINE v16 v16_from_low_bits(v16 x)
 {
     return v16_of(cry_from_low_bits(x.a), cry_from_low_bits(x.b));
 }
+CRY_INLINE void v16_stream_end(void) { _mm_sfence(); }
 CRY_INLINE v16 v16_if_lt(v16 a, v16 b, v16 x, v16 y)
 {
     return v16_of(_mm256_blendv_ps(y.a, x.a, _mm256_cmp_ps(a.a, b.a, _CMP_LT_OQ)),
@@ -263,17 +270,22 @@ CRY_INLINE float cry_float(int32_t i)
     memcpy(&x, &i, 4);
     return x;
 }
-/* 2^n for integral n, without converting what may be no number: 2^23 + n has n in its last bits. */
-CRY_INLINE float cry_pow2(float n)
+/* In two factors, as above.  The number is not converted, as it may be none: 2^23 + n has n in its
+ * last bits. */
+CRY_INLINE float cry_scale2(float a, float n)
 {
-    uint32_t e = (uint32_t)cry_bits(n + 12582912.0f) - 0x4b400000u + 127u;
-    return cry_float((int32_t)(e << 23));
+    int32_t whole = (int32_t)((uint32_t)cry_bits(n + 12582912.0f) - 0x4b400000u), half = whole >> 1;
+    a *= cry_float((int32_t)((uint32_t)(half + 127) << 23));
+    return a * cry_float((int32_t)((uint32_t)(whole - half + 127) << 23));
 }
-CRY_INLINE v16 v16_scale2(v16 a, v16 n) { CRY_LANES(a.e[i] * cry_pow2(n.e[i])); }
 CRY_INLINE v16 v16_from_low_bits(v16 a)
 {
     CRY_LANES(cry_float((int32_t)((uint32_t)cry_bits(a.e[i]) << 23)));
 }
+CRY_INLINE v16 v16_scale2(v16 a, v16 n) { CRY_LANES(cry_scale2(a.e[i], n.e[i])); }
+CRY_INLINE v16 v16_min(v16 a, v16 b) { CRY_LANES(a.e[i] < b.e[i] ? a.e[i] : b.e[i]); }
+CRY_INLINE void v16_stream(float *p, v16 a) { v16_store(p, a); }
+CRY_INLINE void v16_stream_end(void) {}
 CRY_INLINE v16 v16_if_lt(v16 a, v16 b, v16 x, v16 y) { CRY_LANES(a.e[i] < b.e[i] ? x.e[i] : y.e[i]); }
 CRY_INLINE v16 v16_exponent(v16 a) { CRY_LANES((float)((int32_t)((uint32_t)cry_bits(a.e[i]) >> 23) - 127)); }
 CRY_INLINE v16 v16_mantissa(v16 a)

@@ -40,4 +40,145 @@ static void cross_entropy(float *losses, float *logits, const int32_t *targets, 
     }
 }
 
+/* The family over rows x(rows,V), V >= 1.  m = max x,  S = sum exp(x - m)
+ *   softmax      y = exp(x - m) / S                  dx = y (dy - sum y dy)
+ *   log_softmax  y = (x - m) - log S                 dx = dy - exp(y) sum dy
+ *   logsumexp    y = m + log S                       dx = softmax(x) dy
+ * A row is read from memory once: the passes after the first find it in the cache, and fetch the
+ * next row while they compute.  Sums run in 16 lanes. */
+
+enum { FETCH_MOST = 1 << 16 }; /* floats of a row that is fetched ahead: more would not stay */
+
+static float row_max(const float *x, int64_t V)
+{
+    v16 a = v16_set(-INFINITY), b = a, c = a, d = a;
+    int64_t j = 0;
+    for (; j + 64 <= V; j += 64) {
+        a = v16_max(v16_load(x + j), a);
+        b = v16_max(v16_load(x + j + 16), b);
+        c = v16_max(v16_load(x + j + 32), c);
+        d = v16_max(v16_load(x + j + 48), d);
+    }
+    for (; j < V; j += 16) a = v16_max(v16_get_or(x + j, V - j, -INFINITY), a);
+    return v16_maxall(v16_max(v16_max(a, b), v16_max(c, d)));
+}
+
+/* The sum of exp(x - m), kept in e(V) if there is one; e may be x. */
+static float row_exp_sum(float *e, const float *x, int64_t V, float m, int ahead)
+{
+    v16 s = v16_zero(), mv = v16_set(m);
+    for (int64_t j = 0; j < V; j += 16) {
+        v16 v = v16_exp(v16_sub(v16_get_or(x + j, V - j, -INFINITY), mv));
+        fetch_ahead(x + j, V, ahead);
+        s = v16_add(s, v);
+        if (e) v16_put(e + j, v, V - j);
+    }
+    return v16_sum(s);
+}
+
+static void row_scale(float *y, int64_t V, float factor)
+{
+    v16 f = v16_set(factor);
+    for (int64_t j = 0; j < V; j += 16) v16_put(y + j, v16_mul(v16_get(y + j, V - j), f), V - j);
+}
+
+/* y(V) = e(V) factor, around the caches: whole lines, and what is left at the ends as usual. */
+static void row_scale_stream(float *y, const float *e, int64_t V, float factor)
+{
+    v16 f = v16_set(factor);
+    int64_t j = (int64_t)((64 - ((uintptr_t)y & 63)) & 63) / 4;
+    j = j < V ? j : V;
+    if (j) v16_store_n(y, v16_mul(v16_load_n(e, j, 0.0f), f), j);
+    for (; j + 16 <= V; j += 16) v16_stream(y + j, v16_mul(v16_load(e + j), f));
+    if (j < V) v16_store_n(y + j, v16_mul(v16_load_n(e + j, V - j, 0.0f), f), V - j);
+    v16_stream_end();
+}
+
+/* y(rows,V), which may be x.  With scratch(V) y, then not x, is written around the caches: for an
+ * output larger than they are. */
+static void softmax(float *y, const float *x, int64_t rows, int64_t V, float *scratch)
+{
+    for (int64_t i = 0; i < rows; i++, x += V, y += V) {
+        float *e = scratch ? scratch : y;
+        float m = row_max(x, V);
+        float sum = row_exp_sum(e, x, V, m, V <= FETCH_MOST && i + 1 < rows);
+        if (scratch) row_scale_stream(y, e, V, 1.0f / sum);
+        else row_scale(y, V, 1.0f / sum);
+    }
+}
+
+/* dx(rows,V), which may be dy or y. */
+static void softmax_bwd(float *dx, const float *dy, const float *y, int64_t rows, int64_t V)
+{
+    for (int64_t i = 0; i < rows; i++, dx += V, dy += V, y += V) {
+        v16 s = v16_zero();
+        for (int64_t j = 0; j < V; j += 16)
+            s = v16_fma(v16_get(y + j, V - j), v16_get(dy + j, V - j), s);
+        v16 dot = v16_set(v16_sum(s));
+        for (int64_t j = 0; j < V; j += 16) {
+            int64_t n = V - j;
+            v16_put(dx + j, v16_mul(v16_get(y + j, n), v16_sub(v16_get(dy + j, n), dot)), n);
+        }
+    }
+}
+
+CRY_INLINE float log_of(float x)
+{
+    float t[16];
+    v16_store(t, v16_log(v16_set(x)));
+    return t[0];
+}
+
+/* y(rows,V), which may be x. */
+static void log_softmax(float *y, const float *x, int64_t rows, int64_t V)
+{
+    for (int64_t i = 0; i < rows; i++, x += V, y += V) {
+        float m = row_max(x, V);
+        float log_sum = log_of(row_exp_sum(0, x, V, m, V <= FETCH_MOST && i + 1 < rows));
+        v16 mv = v16_set(m), lv = v16_set(log_sum);
+        for (int64_t j = 0; j < V; j += 16)
+            v16_put(y + j, v16_sub(v16_sub(v16_get(x + j, V - j), mv), lv), V - j);
+    }
+}
+
+/* dx(rows,V), which may be dy or y. */
+static void log_softmax_bwd(float *dx, const float *dy, const float *y, int64_t rows, int64_t V)
+{
+    for (int64_t i = 0; i < rows; i++, dx += V, dy += V, y += V) {
+        v16 s = v16_zero();
+        for (int64_t j = 0; j < V; j += 16) s = v16_add(s, v16_get(dy + j, V - j));
+        v16 back = v16_set(-v16_sum(s));
+        for (int64_t j = 0; j < V; j += 16) {
+            int64_t n = V - j;
+            v16_put(dx + j, v16_fma(v16_exp(v16_get(y + j, n)), back, v16_get(dy + j, n)), n);
+        }
+    }
+}
+
+/* y(rows).  A row of nothing but -infinity has the sum zero, one with infinity an infinite sum. */
+static void logsumexp(float *y, const float *x, int64_t rows, int64_t V)
+{
+    for (int64_t i = 0; i < rows; i++, x += V) {
+        float m = row_max(x, V);
+        if (!(m - m == 0.0f)) m = 0.0f;
+        y[i] = log_of(row_exp_sum(0, x, V, m, V <= FETCH_MOST && i + 1 < rows)) + m;
+    }
+}
+
+/* dz(rows,V) = (softmax(z) - [j = target]) dloss, which may be z; zero where the target is -1. */
+static void cross_entropy_bwd(float *dz, const float *dlosses, const float *z,
+                              const int32_t *targets, int64_t rows, int64_t V)
+{
+    for (int64_t i = 0; i < rows; i++, z += V, dz += V) {
+        if (targets[i] < 0) {
+            memset(dz, 0, (size_t)V * sizeof(float));
+            continue;
+        }
+        float m = row_max(z, V);
+        float sum = row_exp_sum(dz, z, V, m, V <= FETCH_MOST && i + 1 < rows);
+        row_scale(dz, V, dlosses[i] / sum);
+        dz[targets[i]] -= dlosses[i];
+    }
+}
+
 #endif

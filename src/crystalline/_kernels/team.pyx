@@ -63,6 +63,7 @@ def quota_cpus(root):
 # The methods of a team, a file for each kind: every class adds to the one before.
 include "pool.pxi"
 include "products.pxi"
+include "softmax.pxi"
 include "rows.pxi"
 include "attend.pxi"
 include "narrow.pxi"

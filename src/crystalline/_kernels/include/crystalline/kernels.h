@@ -205,6 +205,17 @@ typedef struct cry_kernels {
      * and root_bias2, c the rest. */
     void (*adamw_rest)(float *p, float *m, float *v, const float *past, int64_t steps, int64_t n,
                        const cry_adamw *c);
+
+    /* Rows of V numbers; y and dx may be an input, except with scratch (V), by way of which y is
+     * written around the caches. */
+    void (*softmax)(float *y, const float *x, int64_t rows, int64_t V, float *scratch);
+    void (*softmax_bwd)(float *dx, const float *dy, const float *y, int64_t rows, int64_t V);
+    void (*log_softmax)(float *y, const float *x, int64_t rows, int64_t V);
+    void (*log_softmax_bwd)(float *dx, const float *dy, const float *y, int64_t rows, int64_t V);
+    void (*logsumexp)(float *y, const float *x, int64_t rows, int64_t V); /* y(rows) */
+    /* dz(rows,V) = (softmax(z) - [j = target]) dloss, zero where the target is -1. */
+    void (*cross_entropy_bwd)(float *dz, const float *dlosses, const float *z,
+                              const int32_t *targets, int64_t rows, int64_t V);
 } cry_kernels;
 
 /* bf16: the upper half of a float32. */

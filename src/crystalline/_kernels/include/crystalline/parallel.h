@@ -266,6 +266,28 @@ CRY_API cry_status cry_adamw_rest_rows(const cry_team *team, float *p, float *m,
                                        int32_t *last, const float *past, const int32_t *rows,
                                        int64_t n, int64_t V, int64_t D, int64_t steps,
                                        const cry_adamw *c);
+/* The softmax family over rows x(R,V); y and dx may be an input.  With large outputs scratch is
+ * needed: cry_need_softmax floats a thread. */
+CRY_API int64_t cry_need_softmax(int64_t R, int64_t V);
+CRY_API cry_status cry_softmax(const cry_team *team, float *y, const float *x, int64_t R, int64_t V);
+CRY_API cry_status cry_softmax_bwd(const cry_team *team, float *dx, const float *dy, const float *y,
+                                   int64_t R, int64_t V);
+CRY_API cry_status cry_log_softmax(const cry_team *team, float *y, const float *x, int64_t R,
+                                   int64_t V);
+CRY_API cry_status cry_log_softmax_bwd(const cry_team *team, float *dx, const float *dy,
+                                       const float *y, int64_t R, int64_t V);
+/* y(R) = log of the sum of exp over each row. */
+CRY_API cry_status cry_logsumexp(const cry_team *team, float *y, const float *x, int64_t R, int64_t V);
+/* losses(R) = logsumexp - logit of the target, 0 where the target is -1; dlogits(R,V), which may be
+ * logits, from dlosses(R). */
+CRY_API cry_status cry_cross_entropy(const cry_team *team, float *losses, const float *logits,
+                                     const int32_t *targets, int64_t R, int64_t V);
+CRY_API cry_status cry_cross_entropy_bwd(const cry_team *team, float *dlogits, const float *dlosses,
+                                         const float *logits, const int32_t *targets, int64_t R,
+                                         int64_t V);
+/* y(n) = exp(x) or log(x), within 2 ulp; y may be x. */
+CRY_API cry_status cry_exp(const cry_team *team, float *y, const float *x, int64_t n);
+CRY_API cry_status cry_log(const cry_team *team, float *y, const float *x, int64_t n);
 
 #ifdef __cplusplus
 }
