@@ -214,7 +214,7 @@ def test_what_generate_refuses(fails: Fails, made: Path, args: str, says: str) -
 
 
 @pytest.mark.parametrize(
-    "args", ["--precision bf16", "--loss half", "--samples 0", "--preset big", "--steps 1"]
+    "args", ["--precision fp16", "--loss half", "--samples 0", "--preset big", "--steps 1"]
 )
 def test_what_bench_refuses(fails: Fails, args: str) -> None:
     fails(2, ["Invalid value", "See crystalline bench step --help"], "bench", "step", *args.split())

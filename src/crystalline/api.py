@@ -23,6 +23,7 @@ from crystalline.config import (
 from crystalline.data import Piece, collect, split
 from crystalline.errors import UsageError
 from crystalline.inference import Model, load
+from crystalline.model import check_precision
 from crystalline.options import load_toml, train_config
 from crystalline.plan import (
     DEFAULT_MINUTES,
@@ -192,11 +193,13 @@ def _created(
         minutes = DEFAULT_MINUTES
     # The sizes are checked before anything is written.
     seconds = None if minutes is None else 60 * minutes - (time.monotonic() - begun)
-    budget = Budget(said, size // 3, seconds, machine_flops(team))
+    budget = Budget(said, size // 3, seconds, machine_flops(team, said.precision))
     config = choose_model(budget, tokenizer.vocab_size)
     recipe = choose_recipe(budget, config)
     check_samples(said, config.vocab_size)
-    check_memory(config, recipe.batch_size, config.seq_len, team, recipe.samples)
+    check_precision(config, team, said.precision)
+    kind = (recipe.samples, recipe.precision)
+    check_memory(config, recipe.batch_size, config.seq_len, team, *kind)
     write_shards(folder, tokenizer, train_pieces, val_pieces, _reporter(tell, "tokens"))
     course = Course(said.steps or 1)
     if said.epochs is not None:
@@ -245,11 +248,12 @@ def _crew(said: TrainConfig) -> Crew:
 
 def _tell_plan(trainer: Trainer, tell: OnEvent) -> None:
     c, r = trainer.config, trainer.recipe
+    need = check_memory(c, r.batch_size, c.seq_len, trainer.team, r.samples, r.precision)
     tell({
         "event": "plan", **{f.name: getattr(c, f.name) for f in fields(c)}, **asdict(r),
         "parameters": parameter_count(c), "steps": trainer.progress.course.steps,
         "step": trainer.progress.step, "train_tokens": trainer.store.train.tokens,
         "validation_tokens": trainer.store.val.tokens, "threads": trainer.team.threads,
         "isa": trainer.team.isa, "out": str(trainer.out), **trainer.crew.described(),
-        "memory_mib": check_memory(c, r.batch_size, c.seq_len, trainer.team, r.samples) / 2**20,
+        "memory_mib": need / 2**20,
     })  # fmt: skip

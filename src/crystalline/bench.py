@@ -12,7 +12,7 @@ import numpy as np
 
 from crystalline.candidates import Candidates
 from crystalline.config import PRESETS, TrainConfig, parameter_count
-from crystalline.model import Decoder, Parameters, initialise
+from crystalline.model import Decoder, Parameters, check_precision, initialise
 from crystalline.optim import AdamW, AdamWConfig
 from crystalline.plan import check_memory, check_samples, chosen_samples, flops_per_token
 from crystalline.sparse import touched_rows, vocabulary_weights
@@ -23,7 +23,7 @@ WARM_UP = 2  # steps before the clock counts: they touch the memory for the firs
 
 def bench_step(
     preset: str, batch: int, seq: int | None, steps: int, threads: int | None = None,
-    loss: str = "full", samples: int | None = None,
+    loss: str = "full", samples: int | None = None, precision: str = "fp32",
 ) -> dict[str, Any]:  # fmt: skip
     """Times training steps (forward, backward, clipping, AdamW) on random ids; with
     the sampled loss, samples are drawn and rows caught up as in training.
@@ -31,7 +31,7 @@ def bench_step(
     ``seq`` None is the preset's own length.  The times are medians over ``steps``; ``gflops`` is
     the arithmetic of ``flops_per_token`` done in a second, in 10^9; ``peak_rss_mib`` that of the
     process.  Raises ConfigError where the memory does not do or ``samples`` do
-    not fit.
+    not fit, UsageError where this machine cannot do the ``precision``.
     """
     team = make_team(threads)
     config = PRESETS[preset]
@@ -40,14 +40,15 @@ def bench_step(
     options = TrainConfig(loss=loss, samples=samples)
     check_samples(options, V)
     S = chosen_samples(options, V)
-    check_memory(config, B, T, team, S)
+    check_precision(config, team, precision)
+    check_memory(config, B, T, team, S, precision)
     weights, gradients = Parameters(config), Parameters(config)
     initialise(weights, 0)
     candidates = Candidates(np.ones(V, np.int64), S, 0, team) if S else None
     sparse = vocabulary_weights(config) if candidates else ()
     optimizer = AdamW(weights, team, AdamWConfig(), sparse)
     expected = candidates.log_expected if candidates else None
-    decoder = Decoder(weights, team, B, T, gradients, log_expected=expected)
+    decoder = Decoder(weights, team, B, T, gradients, precision, expected)
     rng = np.random.default_rng(0)
     spent = []
     for place in range(WARM_UP + steps):
@@ -72,7 +73,7 @@ def bench_step(
         "preset": preset,
         "batch": B,
         "seq": T,
-        "precision": "fp32",
+        "precision": precision,
         "loss": loss,
         "samples": S,
         "steps": steps,

@@ -236,6 +236,7 @@ PRESETS: dict[str, ModelConfig] = {
 }
 
 
+PRECISIONS = ("fp32", "bf16")
 LOSSES = ("full", "sampled")
 STRATEGIES = ("auto", "round_robin", "one_to_one", "compact", "spread")
 
@@ -272,6 +273,7 @@ class TrainConfig:
     tokenizer: str | None = None
     loss: str = "full"
     samples: int | None = None
+    precision: str = "fp32"
 
     def __post_init__(self) -> None:
         lengths = [f for f in ("minutes", "steps", "epochs") if getattr(self, f) is not None]
@@ -296,6 +298,9 @@ class TrainConfig:
         if self.loss not in LOSSES:
             near = nearest_name(str(self.loss), LOSSES) or "full"
             refuse("loss", self.loss, f"must be one of {', '.join(LOSSES)}", near)
+        if self.precision not in PRECISIONS:
+            near = nearest_name(str(self.precision), PRECISIONS) or "fp32"
+            refuse("precision", self.precision, f"must be one of {', '.join(PRECISIONS)}", near)
         if self.preset is not None and self.preset not in list(PRESETS):
             rule = f"the presets are {', '.join(PRESETS)}"
             refuse("preset", self.preset, rule, nearest_name(str(self.preset), PRESETS) or "seed")

@@ -97,6 +97,7 @@ def _training_rows(training: Mapping[str, Any] | None) -> list[tuple[str, str]]:
     t, r = training, training["recipe"]
     samples = r.get("samples", 0)  # older trainings do not say
     sampled = f", loss over {samples:,} sampled tokens" if samples else ""
+    sampled += ", in bf16" if r.get("precision") == "bf16" else ""
     rows = [
         (
             "training",

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crystalline._native import Team
-from crystalline.config import ModelConfig, parameter_count, parameter_shapes
+from crystalline.config import PRECISIONS, ModelConfig, parameter_count, parameter_shapes
 from crystalline.errors import UsageError
 from crystalline.layers import (
     FP32,
@@ -23,7 +23,6 @@ from crystalline.memory import arena
 from crystalline.positions import rope_tables
 
 GROUPS = 12
-PRECISIONS = ("fp32", "bf16")
 
 
 class Parameters:

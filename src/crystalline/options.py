@@ -47,6 +47,7 @@ _WANTED = {
     "val": ("a path or a list of paths", "['held_out.txt']"),
     "tokenizer": ("a path", "'tokenizer.json'"),
     "loss": ("the name of a loss", "'full'"),
+    "precision": ("the name of a precision", "'fp32'"),
 }
 
 

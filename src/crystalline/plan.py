@@ -14,6 +14,7 @@ from crystalline._native import Team
 from crystalline.config import PRESETS, ModelConfig, TrainConfig, parameter_count
 from crystalline.errors import ConfigError
 from crystalline.layers import activation_shapes
+from crystalline.layers_bf16 import bf16_shapes, float_shapes
 from crystalline.model import group_starts
 
 DEFAULT_MINUTES = 5.0
@@ -33,6 +34,7 @@ class Recipe:
     weight_decay: float = 0.1
     loss: str = "full"
     samples: int = 0  # classes of the sampled loss; 0 with the full one
+    precision: str = "fp32"
 
     @property
     def sequences(self) -> int:
@@ -91,15 +93,23 @@ def ladder_config(rung: int, vocab_size: int) -> ModelConfig:
     return ModelConfig(vocab_size, dim, layers, heads, heads, hidden, seq_len)
 
 
-def machine_flops(team: Team) -> float:
+def machine_flops(team: Team, precision: str = "fp32") -> float:
     """What training does in a second here: two thirds of a matrix product's best speed."""
-    n = 512
+    n, narrow = 512, precision == "bf16" and team.has_bf16
     x, y = np.zeros((n, n), np.float32), np.zeros((n, n), np.float32)
-    team.matmul(y, x, x)
+    half = np.zeros((n, n), np.uint16)
+
+    def multiply() -> None:
+        if narrow:
+            team.matmul_bf16(y, half, x)
+        else:
+            team.matmul(y, x, x)
+
+    multiply()
     spent = []
     for _ in range(8):
         begun = time.perf_counter()
-        team.matmul(y, x, x)
+        multiply()
         spent.append(time.perf_counter() - begun)
     return 0.66 * 2.0 * n**3 / min(spent)
 
@@ -187,23 +197,32 @@ def choose_recipe(budget: Budget, c: ModelConfig) -> Recipe:
         weight_decay=round(min(max(0.1 * passes, 0.1), 1.0), 2),
         loss=options.loss,
         samples=chosen_samples(options, c.vocab_size),
+        precision=options.precision,
     )
 
 
-def memory_forecast(c: ModelConfig, B: int, T: int, team: Team, samples: int = 0) -> int:
+def memory_forecast(
+    c: ModelConfig, B: int, T: int, team: Team, samples: int = 0, precision: str = "fp32"
+) -> int:
     """Bytes that training will hold: weights, gradients, two moments, the weights once more for
     others to look at, activations, work space (with the sampled loss for so many samples)."""
-    shapes = activation_shapes(c, B, T, True)
+    narrow = precision == "bf16"
+    shapes = (float_shapes if narrow else activation_shapes)(c, B, T, True)
     activations = sum(math.prod(shape) for shape in shapes.values())
+    if narrow:
+        halves = sum(math.prod(shape) for shape in bf16_shapes(c, B, T, True).values())
+        activations += halves // 2
     starts = group_starts(B) * T
     work = team.work_floats(starts, T, c.dim, c.heads, c.kv_heads, c.hidden, c.vocab_size,
                             samples)  # fmt: skip
     return 4 * (5 * parameter_count(c) + activations + int(work))
 
 
-def check_memory(c: ModelConfig, B: int, T: int, team: Team, samples: int = 0) -> int:
+def check_memory(
+    c: ModelConfig, B: int, T: int, team: Team, samples: int = 0, precision: str = "fp32"
+) -> int:
     """The forecast; ConfigError where the machine has less."""
-    need = memory_forecast(c, B, T, team, samples)
+    need = memory_forecast(c, B, T, team, samples, precision)
     have = int(psutil.virtual_memory().available)
     if need > have:
         raise ConfigError(

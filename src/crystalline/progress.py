@@ -85,6 +85,7 @@ def planned(e: Event) -> list[tuple[str, str]]:
     batch = f"{e['batch_size']} x {e['seq_len']} tokens"
     batch += f" x {e['accumulate']} accumulated" if e["accumulate"] > 1 else ""
     sampled = f", loss over {e['samples']:,} sampled tokens" if e["samples"] else ""
+    sampled += ", in bf16" if e["precision"] == "bf16" else ""
     return [
         ("model", f"{short(e['parameters'])} parameters: {plural(e['layers'], 'layer')}, "
          f"width {e['dim']}, {plural(e['heads'], 'head')}{kv}, feed-forward {e['hidden']}, "

@@ -53,9 +53,9 @@ def _set_batch_size(trainer: Trainer, value: float) -> None:
     c, recipe = trainer.config, trainer.recipe
     if size == recipe.batch_size:
         return
-    team, samples = trainer.team, recipe.samples
+    team, kind = trainer.team, (recipe.samples, recipe.precision)
     needs = [
-        memory_forecast(c, B, c.seq_len, team, samples) for B in (recipe.batch_size, size)
+        memory_forecast(c, B, c.seq_len, team, *kind) for B in (recipe.batch_size, size)
     ]
     more, free = needs[1] - needs[0], int(psutil.virtual_memory().available)
     if more > free:

@@ -64,7 +64,8 @@ class Training:
         self.crew, self.team = crew, crew.team
         self.progress, self.on_event = progress, on_event
         self.store = TokenStore.open(out)
-        check_memory(config, recipe.batch_size, config.seq_len, self.team, recipe.samples)
+        B, T = recipe.batch_size, config.seq_len
+        check_memory(config, B, T, self.team, recipe.samples, recipe.precision)
         self.weights, self.gradients = Parameters(config), Parameters(config)
         crew.interleave(self.weights.flat)
         settings = AdamWConfig(weight_decay=recipe.weight_decay)
@@ -91,7 +92,9 @@ class Training:
         """What depends on the batch size: the order of the text, and the memory of a batch."""
         B, T = self.recipe.batch_size, self.config.seq_len
         expected = None if self.candidates is None else self.candidates.log_expected
-        self.decoder = Decoder(self.weights, self.team, B, T, self.gradients, log_expected=expected)
+        self.decoder = Decoder(
+            self.weights, self.team, B, T, self.gradients, self.recipe.precision, expected
+        )
         self.batches = Batches(self.store.train, B, T, self.recipe.seed)
 
     @classmethod
