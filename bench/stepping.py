@@ -12,9 +12,13 @@ from numpy.typing import NDArray
 from undisturbed import TICKS
 
 from crystalline._native import Team
+from crystalline.candidates import Candidates
 from crystalline.config import ModelConfig
 from crystalline.model import Decoder, Parameters, initialise
 from crystalline.optim import AdamW, AdamWConfig
+from crystalline.sparse import touched_rows, vocabulary_weights
+
+BATCHES = 8  # taken in turn, so that the sampled loss has rows to catch up
 
 
 @dataclass(frozen=True)
@@ -73,28 +77,44 @@ class Stepper:
     """A model on a team: forward, backward, clip and AdamW on random tokens.
 
     ``lengths`` (B) are the tokens of each sequence that are learnt; None is all of them.
+    ``samples`` are the classes of the sampled loss; 0 is the full one.
     """
 
     def __init__(
-        self, team: Team, config: ModelConfig, B: int, lengths: NDArray[np.int64] | None = None
-    ) -> None:
-        self.team, T = team, config.seq_len
+        self, team: Team, config: ModelConfig, B: int, lengths: NDArray[np.int64] | None = None,
+        precision: str = "fp32", samples: int = 0,
+    ) -> None:  # fmt: skip
+        self.team, self.config, T, V = team, config, config.seq_len, config.vocab_size
         weights, self.gradients = Parameters(config), Parameters(config)
         initialise(weights, 0)
-        self.optimizer = AdamW(weights, team, AdamWConfig())
+        drawn = self.candidates = (
+            Candidates(np.ones(V, np.int64), samples, 0, team) if samples else None
+        )
+        sparse = vocabulary_weights(config) if drawn else ()
+        self.optimizer = AdamW(weights, team, AdamWConfig(), sparse)
         for block in (self.gradients, self.optimizer.m, self.optimizer.v):
             team.touch(block.flat)
-        self.decoder = Decoder(weights, team, B, T, self.gradients)
-        ids = np.random.default_rng(0).integers(0, config.vocab_size, (B, T + 1), dtype=np.int32)
-        self.ids, self.targets = ids[:, :-1], ids[:, 1:].copy()
+        expected = drawn.log_expected if drawn else None
+        self.decoder = Decoder(
+            weights, team, B, T, self.gradients, precision, log_expected=expected
+        )
+        rng, self.turn = np.random.default_rng(0), 0
+        tokens = rng.integers(0, V, (BATCHES, B, T + 1), dtype=np.int32)
+        self.ids, self.targets = tokens[:, :, :-1], tokens[:, :, 1:].copy()
         if lengths is not None:
-            self.targets[np.arange(T) >= lengths[:, None]] = -1
-        self.count = int((self.targets >= 0).sum())
+            self.targets[:, np.arange(T) >= lengths[:, None]] = -1
+        self.count = int((self.targets[0] >= 0).sum())
 
     def step(self) -> Measured:
-        """One step by the clock."""
+        """One step by the clock, with all that training does for it."""
         clock = Clock(self.team)
+        self.turn += 1
+        ids, targets = (tokens[self.turn % BATCHES] for tokens in (self.ids, self.targets))
         with clock:
-            self.decoder.gradient(self.ids, self.targets, 1.0 / self.count, False)
+            drawn = self.candidates.draw(self.turn) if self.candidates else None
+            if drawn is not None:
+                touched = touched_rows(self.config, [(ids, targets)], [drawn])
+                self.optimizer.begin(self.gradients, touched)
+            self.decoder.gradient(ids, targets, 1.0 / self.count, False, drawn)
             self.optimizer.step(self.gradients, 1e-4)
         return clock.measured

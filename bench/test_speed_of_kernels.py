@@ -118,6 +118,10 @@ def test_exp(benchmark: Any, team: Team) -> None:
     benchmark(team.exp, np.empty(R * D, np.float32), values(R * D))
 
 
+def test_exp2(benchmark: Any, team: Team) -> None:
+    benchmark(team.exp2, np.empty(R * D, np.float32), values(R * D))
+
+
 def test_log(benchmark: Any, team: Team) -> None:
     benchmark(team.log, np.empty(R * D, np.float32), np.abs(values(R * D)))
 
@@ -147,11 +151,26 @@ def test_squared_norm(benchmark: Any, team: Team) -> None:
 
 def test_touch(benchmark: Any, team: Team) -> None:
     benchmark(team.touch, values(5_000_000))
-@pytest.mark.parametrize("name", ["softmax", "log_softmax"])
-def test_softmax(benchmark: Any, team: Team, name: str) -> None:
+
+
+def test_softmax(benchmark: Any, team: Team) -> None:
     x = values(R, V)
-    benchmark(getattr(team, name), np.empty_like(x), x)
+    benchmark(team.softmax, np.empty_like(x), x)
     benchmark.extra_info["GB/s"] = 2e-9 * x.nbytes / benchmark.stats["median"]
+
+
+def test_log_softmax(benchmark: Any, team: Team) -> None:
+    benchmark(team.log_softmax, np.empty((R, V), np.float32), values(R, V))
+
+
+def test_softmax_bwd(benchmark: Any, team: Team) -> None:
+    y, dy = values(R, V), values(R, V)
+    benchmark(team.softmax_bwd, np.empty_like(y), dy, y)
+
+
+def test_log_softmax_bwd(benchmark: Any, team: Team) -> None:
+    y, dy = -np.abs(values(R, V)), values(R, V)
+    benchmark(team.log_softmax_bwd, np.empty_like(y), dy, y)
 
 
 def test_logsumexp(benchmark: Any, team: Team) -> None:

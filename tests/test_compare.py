@@ -50,20 +50,26 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
         COMPARE + words, cwd=ROOT, capture_output=True, text=True, check=False
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "crystalline" in done.stdout and "RMSNorm 3072 x 256" in done.stdout
+    assert "RMSNorm 3072 x 256" in done.stdout and "softmax 384 x 2000" in done.stdout
     return path
 
 
 def test_what_it_writes(written: Path) -> None:
     found = json.loads(written.read_text())
     assert (found["threads"], found["samples"]) == (2, 1)
-    norm, head, memory = found["rows"]
-    assert [r["group"] for r in found["rows"]] == ["elementwise", "head", "head"]
-    assert list(norm["peers"]) == ["torch"]
-    assert set(head["peers"]) | set(head["failed"]) == {
-        "torch", "torch, tuned allocator", "torch chunked", "torch compiled",
-    }  # fmt: skip
-    for row in (norm, head):
+    norm, softmax, *heads = found["rows"]
+    precisions = ["fp32", "bf16"] if "bf16" in found["peaks"]["arithmetic"] else ["fp32"]
+    assert [r["group"] for r in found["rows"]] == ["elementwise"] * 2 + ["head"] * len(heads)
+    assert list(norm["peers"]) == list(softmax["peers"]) == ["torch"]
+    assert [r["name"].partition("), ")[2] for r in heads] == [
+        p + what for p in precisions for what in ("", ": extra memory")
+    ]
+    memory = heads[1]
+    for head in heads[::2]:
+        assert set(head["peers"]) | set(head["failed"]) == {
+            "torch", "torch, tuned allocator", "torch chunked", "torch compiled",
+        }  # fmt: skip
+    for row in (norm, softmax, *heads[::2]):
         fastest = max(row["peers"], key=row["peers"].get)
         assert row["best"] == fastest
         assert row["ratio"] == pytest.approx(row["ours"] / row["peers"][fastest])
@@ -94,7 +100,7 @@ def again(side_by_side: Any, written: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.mark.parametrize(
     ("which", "factor", "status"),
-    [(0, 1.0, 0), (0, 1.04, 0), (0, 1.06, 1), (0, 0.5, 0), (2, 0.96, 0), (2, 0.94, 1), (2, 2, 0)],
+    [(0, 1.0, 0), (0, 1.04, 0), (0, 1.06, 1), (0, 0.5, 0), (3, 0.96, 0), (3, 0.94, 1), (3, 2, 0)],
 )
 def test_a_ratio_worse_than_before_fails(
     again: Any, written: Path, tmp_path: Path, which: int, factor: float, status: int
@@ -146,7 +152,7 @@ def test_a_contender_that_fails_is_said_and_the_others_go_on(side_by_side: Any) 
     contest, workers = side_by_side("compare.contest"), side_by_side("compare.workers")
     s = contest.Settings(1, 1, True, "portable", {"arithmetic": {}})
     contenders = [contest.Contender(n, n) for n in ("numpy", "onednn")]
-    case = {"kind": "x W^T", "shape": [3, 5, 7]}
+    case = {"kind": "x W^T", "shape": [3, 5, 7], "precision": "fp32"}
     with workers.Crew(s) as crew:
         match = contest.Contest("tiny", "compare.gemm", case, tuple(contenders), 1.0, "GFLOP/s")
         [row] = crew.run(match)
@@ -159,6 +165,105 @@ def test_a_contender_that_fails_is_said_and_the_others_go_on(side_by_side: Any) 
         assert "ended with status" in worker.sample()["error"]
 
 
+def test_a_limit_of_memory_is_measured_in_turn(side_by_side: Any) -> None:
+    contest, workers = side_by_side("compare.contest"), side_by_side("compare.workers")
+    s = contest.Settings(1, 2, True, "portable", {"arithmetic": {}})
+    case = {"kind": "few rows", "shape": [1, 64, 64], "precision": "fp32"}
+    who = (contest.Contender(contest.OURS, contest.OURS), contest.Contender("numpy", "numpy"))
+    limits = [contest.Moving("read", 1 << 16, 1.0), contest.Moving("read", 1 << 16, 1.0, 1e-3)]
+    with workers.Crew(s) as crew:
+        for limit in limits:
+            match = contest.Contest("tiny", "compare.gemm", case, who, 1e-6, "GFLOP/s", limit)
+            [row] = crew.run(match)
+            assert list(row.peers) == ["numpy"] and not row.failed
+            assert row.share == pytest.approx(row.ours / row.limit)
+            assert row.limit == 1e-3 if limit.peak == 1e-3 else row.limit > 0.1
+
+
+def test_a_call_in_milliseconds(side_by_side: Any) -> None:
+    contest = side_by_side("compare.contest")
+    match = contest.Contest("short", "compare.steps", {}, (), 768, "ms")
+    assert match.figure(0.05) == 50
+    row = contest.Row("steps", "short", "ms", 50.0, {"slow": 200.0, "fast": 100.0})
+    assert (row.best, row.ratio) == ("fast", 0.5)
+
+
+GROUPS = ("gemm", "elementwise", "attention", "head", "output", "steps", "generation")
+
+
+def test_the_rows_of_a_whole_run(side_by_side: Any) -> None:
+    contest = side_by_side("compare.contest")
+    peaks = {"arithmetic": {isa: {"2": n} for isa, n in (("avx512", 2), ("avx2", 1), ("bf16", 4))}}
+    rows = {}
+    for isa in ("avx512", "avx2"):
+        s = contest.Settings(2, 5, False, isa, peaks)
+        made = [c for g in GROUPS for c in side_by_side(f"compare.{g}").contests(s)]
+        rows[isa] = {(c.group, c.name): c for c in made}
+        assert len(rows[isa]) == len(made)
+    whole, without = rows["avx512"], rows["avx2"]
+    # What is kept in bf16 and multiplied in fp32 runs without the instructions too.
+    bf16 = {at for at in whole if "bf16" in at[1] and at[0] != "generation"}
+    assert without.keys() == whole.keys() - bf16
+    assert {
+        ("gemm", "x W^T (3072, 256, 10000), bf16"), ("gemm", "dX (3072, 10000, 256), bf16"),
+        ("gemm", "dW (10000, 3072, 256), bf16"), ("head", "(2048, 768 -> 32000), bf16"),
+        ("steps", "seed, 12 x 256, bf16, 512 samples"), ("steps", "m, 4 x 512, bf16"),
+        ("steps", "seed, 12 x 64, bf16"),
+    } <= bf16  # fmt: skip
+    assert {
+        ("gemm", "few rows, packed (12, 768, 32000), fp32"),
+        ("gemm", "few rows (12, 768, 32000), fp32"), ("elementwise", "softmax 3072 x 10000"),
+        ("output", "V 50000, 512 samples"), ("steps", "seed, 12 x 64, fp32, 512 samples"),
+        ("generation", "m, batch 1, int8"),
+    } <= without.keys()  # fmt: skip
+    for group, name in bf16 - {("steps", "seed, 12 x 64, bf16")}:
+        fp32 = whole[group, name.replace("bf16", "fp32")]
+        assert whole[group, name].limit == 2 * fp32.limit
+    sizes = [whole["generation", f"m, batch 1, {p}"].limit.size for p in ("fp32", "bf16", "int8")]
+    assert sizes == sorted(sizes, reverse=True) and sizes[0] == pytest.approx(4 * 109.5e6, rel=0.02)
+
+
+TINY = [
+    *(("gemm", {"kind": kind, "shape": shape, "precision": "bf16"}) for kind, shape in
+      [("x W^T", [24, 32, 48]), ("dX", [24, 32, 48]), ("dW", [16, 24, 32])]),
+    ("gemm", {"kind": "few rows", "shape": [4, 32, 48], "precision": "fp32"}),
+    ("gemm", {"kind": "few rows, packed", "shape": [4, 32, 48], "precision": "fp32"}),
+    ("elementwise", {"op": "softmax", "shape": [24, 40]}),
+    ("head", {"sizes": [24, 32, 40], "precision": "bf16"}),
+    *(("steps", {"preset": "nano", "precision": precision, "samples": samples, "seq": 16})
+      for precision, samples in [("bf16", 0), ("fp32", 20), ("bf16", 20)]),
+    *(("generation", {"preset": "nano", "tokens": 3, "precision": precision})
+      for precision in ("bf16", "int8")),
+]  # fmt: skip
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize(("group", "case"), TINY)
+def test_ours_and_torchs_work_runs(side_by_side: Any, group: str, case: dict[str, Any]) -> None:
+    import torch
+
+    from crystalline._native import Team
+
+    narrow = case.get("precision") == "bf16" and group != "generation"
+    build = side_by_side(f"compare.{group}").build
+    if case.get("precision") != "int8":
+        build("torch", case, 1)()
+        torch.set_grad_enabled(True)  # which a contender sets in a process of its own
+    if narrow and not Team(1).has_bf16:
+        pytest.skip("this CPU has no AVX512_BF16: ours takes no part")
+    build("crystalline", case, 1)()
+
+
+def test_the_output_layer_runs(side_by_side: Any) -> None:
+    build = side_by_side("compare.output").build
+    layer = build("sampled", {"V": 600}, 1).__self__
+    before = layer.w.copy()
+    layer.sampled()
+    changed = (layer.w != before).any(1)
+    assert 512 <= changed.sum() <= 600 and np.isfinite(layer.losses).all()
+    build("full", {"V": 600}, 1)()
+
+
 def test_stages(tmp_path: Path) -> None:
     path = tmp_path / "stages.json"
     done = subprocess.run(
@@ -167,7 +272,9 @@ def test_stages(tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     stages = json.loads(path.read_text())["stages"]
-    assert "extrapolated" in stages[0]["stage"] and stages[-1]["stage"] == "2 threads"
+    names = [s["stage"] for s in stages if s["stage"] != "bf16"]
+    assert "extrapolated" in names[0] and names[-2:] == ["2 threads", "sampled softmax"]
+    assert all(s["tokens_per_s"] > 0 for s in stages)
     for before, now in itertools.pairwise(stages):
         assert now["over_last"] == pytest.approx(now["tokens_per_s"] / before["tokens_per_s"])
         assert now["over_first"] == pytest.approx(now["tokens_per_s"] / stages[0]["tokens_per_s"])
@@ -258,17 +365,18 @@ def test_torchs_cache_gives_the_tokens_of_no_cache(side_by_side: Any) -> None:
 def test_every_operation_of_a_team_has_a_bench() -> None:
     from crystalline._native import Pool, Team
 
-    benches = (ROOT / "bench" / "test_speed_of_kernels.py").read_text()
+    benches = "".join(p.read_text() for p in (ROOT / "bench").glob("test_speed_of_*.py"))
     operations = {n for n in dir(Team) if not n.startswith("_")} - set(dir(Pool))
     sizes = {"packed_len", "work_floats"}  # which count, and do no work
     assert {n for n in operations - sizes if f"team.{n}" not in benches} == set()
 
 
 def test_the_speed_benches_run() -> None:
+    kinds = " or ".join(f"speed_of_{of}" for of in ("kernels", "bf16", "generation", "sparse"))
     quick = ["--benchmark-only", "--benchmark-max-time=0.001", "--benchmark-min-rounds=1"]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "bench/", *quick,
-         "-k", "kernels and not test_head and not 10000 or nano"],
+         "-k", f"({kinds}) and not test_head and not 10000 or nano"],
         cwd=ROOT, capture_output=True, text=True, check=False, env=os.environ,
     )  # fmt: skip
     assert done.returncode == 0 and "passed" in done.stdout, done.stdout[-2000:]

@@ -14,7 +14,7 @@ from rich.console import Console
 
 import bench.compare  # noqa: F401  (the benches beside it can be imported from here on)
 
-GROUPS = ("gemm", "elementwise", "attention", "head", "steps", "generation")
+GROUPS = ("gemm", "elementwise", "attention", "head", "output", "steps", "generation")
 
 
 def settings(threads: int, samples: int, quick: bool, isa: str | None) -> Any:
@@ -44,7 +44,9 @@ def run_group(group: str, s: Any) -> list[Any]:
     with Crew(s) as crew:
         rows = [row for contest in contests for row in crew.run(contest)]
     if group == "gemm":
-        rows += geometric_mean(group, "geometric mean", rows)
+        for precision in s.precisions:
+            of = [r for r in rows if r.name.endswith(precision)]
+            rows += geometric_mean(group, f"geometric mean, {precision}", of)
     return rows
 
 

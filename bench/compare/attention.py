@@ -25,7 +25,7 @@ def contests(s: Settings) -> list[Contest]:
     return [
         Contest(
             f"T {T}: {B} x {H} heads of {Dh}", __name__, {"sizes": [B, T, H, Dh]}, CONTENDERS,
-            7e-9 * B * H * Dh * T * T, "GFLOP/s", s.peak(s.isa),
+            7e-9 * B * H * Dh * T * T, "GFLOP/s", s.peak(),
         )
         for B, T, H, Dh in (CASES[:1] if s.quick else CASES)
     ]  # fmt: skip

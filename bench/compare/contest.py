@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from peak import measure
+from peak import SECONDS, measure
 
 OURS = "crystalline"
 # Peers with an allocator that keeps its pages, since page faults cost them up to a third.
@@ -37,18 +38,20 @@ class Settings:
     peaks: dict[str, Any]
 
     @property
+    def precisions(self) -> tuple[str, ...]:
+        """Those that our kernels have here."""
+        bf16 = self.isa == "avx512" and "bf16" in self.peaks["arithmetic"]
+        return ("fp32", "bf16") if bf16 else ("fp32",)
+
+    @property
     def tries(self) -> int | None:
         """At one sample: a quick run does not wait for a quiet moment."""
         return 1 if self.quick else None
 
-    def peak(self, kind: str) -> float | None:
-        """GFLOP/s of "avx512", "avx2" or "bf16" on all threads; None where it was left out."""
-        of = self.peaks["arithmetic"].get(kind)
+    def peak(self, precision: str = "fp32") -> float | None:
+        """GFLOP/s on all threads, of our instruction set; None where it was left out."""
+        of = self.peaks["arithmetic"].get("bf16" if precision == "bf16" else self.isa)
         return of[str(self.threads)] if of else None
-
-    def bandwidth(self, move: str, size: float) -> float:
-        """GB/s of a move over ``size`` bytes in all, measured now."""
-        return measure(move, self.threads, int(size))
 
 
 @dataclass(frozen=True)
@@ -65,12 +68,32 @@ class Contender:
 
 
 @dataclass(frozen=True)
+class Moving:
+    """A limit that memory sets, sampled in turn with the contenders: ``move`` over ``size`` bytes.
+
+    ``per_unit`` is how many 10^9 bytes a unit of the contest's work moves; ``peak`` what
+    arithmetic allows beside it, in units a second.
+    """
+
+    move: str
+    size: int
+    per_unit: float
+    peak: float = math.inf
+
+    def measured(self, s: Settings) -> float:
+        """Units a second at most."""
+        seconds = SECONDS / 10 if s.quick else SECONDS
+        return min(self.peak, measure(self.move, s.threads, self.size, seconds) / self.per_unit)
+
+
+@dataclass(frozen=True)
 class Contest:
     """Equal work for several contenders, made by ``build(who, case, threads)`` of a module.
 
     ``amount`` is the work of one call in 10^9 operations, 10^9 bytes, or tokens; ``limit`` what
-    this machine can do at most in that unit a second.  ``memory`` asks for what a call takes
-    beyond what was there ("extra"), or for the process's most ("peak").
+    this machine can do at most in that unit a second.  With the unit "ms" the row is about the
+    time of a call.  ``memory`` asks for what a call takes beyond what was there ("extra"), or for
+    the process's most ("peak").
     """
 
     name: str
@@ -79,7 +102,7 @@ class Contest:
     contenders: tuple[Contender, ...]
     amount: float
     unit: str
-    limit: float | None = None
+    limit: float | Moving | None = None
     memory: str | None = None
     alone: bool = False  # processes end with the contest, since they are large
 
@@ -87,10 +110,14 @@ class Contest:
     def group(self) -> str:
         return self.module.rsplit(".", 1)[-1]
 
+    def figure(self, seconds: float) -> float:
+        """What the table says of a call that takes so long."""
+        return 1e3 * seconds if self.unit == "ms" else self.amount / seconds
+
 
 @dataclass
 class Row:
-    """A line of the table.  ``ratio`` is ours over the best peer's; for MiB less is better."""
+    """A line of the table.  ``ratio`` is ours over the best peer's; less MiB or ms is better."""
 
     group: str
     name: str
@@ -117,7 +144,7 @@ class Row:
 
     @property
     def less_is_better(self) -> bool:
-        return self.unit == "MiB"
+        return self.unit in ("MiB", "ms")
 
 
 def geometric_mean(group: str, name: str, rows: Iterable[Row]) -> list[Row]:

@@ -1,7 +1,7 @@
-"""What moves memory: AdamW, RMSNorm and SwiGLU, beside a copy that moves the same bytes.
+"""What moves memory: AdamW, RMSNorm, SwiGLU and softmax, beside a copy that moves the same bytes.
 
 The limit is the bandwidth of that copy, half of the bytes read and half written, by as many
-threads and over as many bytes in all, measured beside it.
+threads and over as many bytes in all, measured in turn with it.
 """
 
 from __future__ import annotations
@@ -11,29 +11,31 @@ from typing import Any
 
 import numpy as np
 
-from compare.contest import OURS, Contender, Contest, Settings
+from compare.contest import OURS, Contender, Contest, Moving, Settings
 
 EAGER = (Contender(OURS, OURS), Contender.tuned("torch", "torch"))
 COMPILED = (Contender.tuned("torch compiled", "compiled"),)
-# Floats moved: AdamW reads p, m, v, g and writes p, m, v; a norm reads and writes a row.
+# Floats moved: AdamW reads p, m, v, g and writes p, m, v; the others read rows and write rows.
 CASES: list[tuple[str, tuple[int, ...], int]] = [
     ("AdamW", (5_700_000,), 7),
     ("RMSNorm", (3072, 256), 2),
     ("RMSNorm", (16384, 768), 2),
     ("SwiGLU", (3072, 688), 3),
+    ("softmax", (3072, 10000), 2),
 ]
+QUICK: list[tuple[str, tuple[int, ...], int]] = [CASES[1], ("softmax", (384, 2000), 2)]
 
 
 def contests(s: Settings) -> list[Contest]:
     """All operations."""
     made = []
-    for op, shape, floats in CASES[1:2] if s.quick else CASES:
+    for op, shape, floats in QUICK if s.quick else CASES:
         size = 4 * floats * int(np.prod(shape))
-        contenders = EAGER + (COMPILED if op != "AdamW" and not s.quick else ())
+        contenders = EAGER + (COMPILED if op in ("RMSNorm", "SwiGLU") and not s.quick else ())
         made.append(
             Contest(
                 f"{op} {' x '.join(map(str, shape))}", __name__, {"op": op, "shape": list(shape)},
-                contenders, 1e-9 * size, "GB/s", s.bandwidth("copy", size),
+                contenders, 1e-9 * size, "GB/s", Moving("copy", size, 1.0),
             )
         )  # fmt: skip
     return made
@@ -68,7 +70,10 @@ def _ours(op: str, threads: int, arrays: list[Any]) -> Callable[[], Any]:
     if op == "SwiGLU":
         act = np.empty((R, D // 2), np.float32)
         return lambda: team.swiglu(act, x)
-    y, rrms, w = np.empty_like(x), np.empty(R, np.float32), np.ones(D, np.float32)
+    y = np.empty_like(x)
+    if op == "softmax":
+        return lambda: team.softmax(y, x)
+    rrms, w = np.empty(R, np.float32), np.ones(D, np.float32)
     return lambda: team.rmsnorm(y, rrms, x, w, 1e-5)
 
 
@@ -84,6 +89,9 @@ def _torch(op: str, threads: int, arrays: list[Any], compiled: bool) -> Callable
         optimizer = torch.optim.AdamW([p], 1e-3, betas=(0.9, 0.95), fused=True)
         return optimizer.step
     torch.set_grad_enabled(False)
+    if op == "softmax":
+        out = torch.empty_like(x)
+        return lambda: torch.softmax(x, -1, out=out)
     w = torch.ones(x.shape[-1])
 
     def norm(x: torch.Tensor) -> torch.Tensor:

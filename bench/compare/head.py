@@ -1,7 +1,8 @@
 """Output projection and cross-entropy, forward and backward, and the memory that takes.
 
 Extra memory is what a call takes beyond its inputs, outputs included, in a process of its own.
-torch's own chunked ``linear_cross_entropy`` takes part too.
+torch's own chunked ``linear_cross_entropy`` takes part too.  In bf16 torch has h and w in it; we
+have h, and round w in the call, as a step does; our gradients stay fp32.
 """
 
 from __future__ import annotations
@@ -27,16 +28,18 @@ def contests(s: Settings) -> list[Contest]:
     """Both models' heads."""
     return [
         Contest(
-            f"({R}, {D} -> {V})", __name__, {"sizes": [R, D, V]}, CONTENDERS,
-            6e-9 * R * D * V, "GFLOP/s", s.peak(s.isa), memory="extra", alone=True,
+            f"({R}, {D} -> {V}), {precision}", __name__,
+            {"sizes": [R, D, V], "precision": precision}, CONTENDERS,
+            6e-9 * R * D * V, "GFLOP/s", s.peak(precision), memory="extra", alone=True,
         )
+        for precision in s.precisions
         for R, D, V in ([(384, 256, 2000)] if s.quick else CASES)
     ]  # fmt: skip
 
 
 def build(who: str, case: dict[str, Any], threads: int) -> Callable[[], Any]:
     """Loss and both gradients."""
-    R, D, V = case["sizes"]
+    (R, D, V), narrow = case["sizes"], case["precision"] == "bf16"
     rng = np.random.default_rng(0)
     h, w = (rng.standard_normal((n, D), np.float32) for n in (R, V))
     w *= np.float32(0.05)
@@ -46,12 +49,17 @@ def build(who: str, case: dict[str, Any], threads: int) -> Callable[[], Any]:
 
         team, groups = make_team(threads), np.linspace(0, R, 13).astype(np.int64)
         losses, dh, dw = np.empty(R, np.float32), np.empty_like(h), np.empty_like(w)
+        if narrow:
+            x = np.empty(h.shape, np.uint16)
+            team.to_bf16(x.reshape(-1), h.reshape(-1))
+            return lambda: team.head_bf16(losses, x, w, targets, groups, dh, dw, 1.0 / R)
         return lambda: team.head(losses, h, w, targets, groups, dh, dw, 1.0 / R)
     import torch
     import torch.nn.functional as F
 
     torch.set_num_threads(threads)
-    x, weight = (torch.from_numpy(a).requires_grad_() for a in (h, w))
+    kind = torch.bfloat16 if narrow else torch.float32
+    x, weight = (torch.from_numpy(a).to(kind).requires_grad_() for a in (h, w))
     ids = torch.from_numpy(targets).long()
 
     def loss(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:

@@ -11,7 +11,7 @@ from typing import Any
 import click
 from rich.table import Table
 
-from compare.contest import Row, Settings
+from compare.contest import OURS, Row, Settings
 
 MOST_SLOWER = 0.05  # of a ratio, until --against complains
 BEGIN = "<!-- written by python -m bench.compare --readme: not by hand -->"
@@ -41,7 +41,8 @@ HEAD = ("", "crystalline", "best peer", "ratio", "of the limit")
 
 def table(group: str, rows: list[Row]) -> Table:
     """A group for the terminal, every peer in a column of its own."""
-    peers = list(dict.fromkeys(name for r in rows for name in (*r.peers, *r.failed)))
+    names = dict.fromkeys(name for r in rows for name in (*r.peers, *r.failed))
+    peers = [name for name in names if name != OURS]
     shown = Table(title=group, title_justify="left")
     for name in ("", "unit", "crystalline", *peers, "ratio", "of the limit"):
         shown.add_column(name, justify="left" if name in ("", "unit") else "right")

@@ -20,7 +20,8 @@ from compiled import program
 from rich.table import Table
 from undisturbed import alternate
 
-from compare.contest import OURS, Contender, Contest, Settings
+from compare import steps
+from compare.contest import OURS, Contender, Settings
 from compare.workers import Crew, WorkerError, watched
 
 ROWS = 48  # tokens of the scalar stage's slice
@@ -49,17 +50,22 @@ def scalar_tokens_per_s(preset: str) -> float:
 
 
 def measured(s: Settings, preset: str) -> dict[str, float]:
-    """Tokens a second of our steps by name, one thread and all, alternating."""
-    kinds = {"AVX2, 1 thread": ("avx2", 1)}
+    """Tokens a second of our steps by name, each stage with those before it, alternating."""
+    kinds = {"AVX2, 1 thread": ("avx2", 1, "fp32", "full")}
     if s.isa == "avx512":
-        kinds["AVX-512, 1 thread"] = ("avx512", 1)
-    kinds[f"{s.threads} threads"] = (s.isa, s.threads)
+        kinds["AVX-512, 1 thread"] = ("avx512", 1, "fp32", "full")
+    kinds[f"{s.threads} threads"] = (s.isa, s.threads, "fp32", "full")
+    last = s.precisions[-1]
+    if last == "bf16":
+        kinds["bf16"] = (s.isa, s.threads, last, "full")
+    kinds["sampled softmax"] = (s.isa, s.threads, last, "sampled")
     crews = {n: Crew(replace(s, threads=n)) for n in {1, s.threads}}
-    contest = _contest(preset)
     try:
-        works = {}
-        for name, (isa, n) in kinds.items():
+        works, amount = {}, 0.0
+        for name, (isa, n, precision, loss) in kinds.items():
             contender = Contender(name, OURS, (("CRYSTALLINE_ISA", isa),))
+            contest = steps.contest(s, preset, precision, loss, None)
+            amount = contest.amount
             crews[n].prepare(contender, contest)
             works[name] = crews[n].workers[contender].ask
         taken = alternate(works, s.samples, watched, s.tries)
@@ -69,17 +75,9 @@ def measured(s: Settings, preset: str) -> dict[str, float]:
         for crew in crews.values():
             crew.close()
     return {
-        name: contest.amount / statistics.median(a["seconds"] for a in of.results)
+        name: amount / statistics.median(a["seconds"] for a in of.results)
         for name, of in taken.items()
     }
-
-
-def _contest(preset: str) -> Contest:
-    from compare.steps import BATCHES
-    from crystalline.config import PRESETS
-
-    tokens = BATCHES[preset] * PRESETS[preset].seq_len
-    return Contest("step", "compare.steps", {"preset": preset}, (), tokens, "tokens/s")
 
 
 def stages(s: Settings) -> list[Stage]:

@@ -20,7 +20,9 @@ from typing import Any
 
 from undisturbed import alternate
 
-from compare.contest import AVX2, OURS, Contender, Contest, Row, Settings
+from compare.contest import AVX2, OURS, Contender, Contest, Moving, Row, Settings
+
+LIMIT = "the limit"  # which is sampled in turn with the contenders where memory sets it
 
 
 class WorkerError(Exception):
@@ -118,14 +120,19 @@ class Crew:
                 if contender in self.workers:
                     self.workers.pop(contender).close()
         works = {name: self.workers[contender].sample for name, (contender, _) in ready.items()}
+        limit = contest.limit
+        if isinstance(limit, Moving) and works:
+            works[LIMIT] = lambda: {"limit": limit.measured(self.settings), "others": 0.0}
         taken = alternate(works, self.settings.samples, watched, self.settings.tries)
+        if LIMIT in taken:
+            limit = statistics.median(a["limit"] for a in taken.pop(LIMIT).results)
         for name in list(taken):
             why = [a["error"] for a in taken[name].results if "error" in a]
             if why:
                 failed[name] = why[0]
                 del taken[name], ready[name]
         rate = {
-            name: contest.amount / statistics.median(a["seconds"] for a in s.results)
+            name: contest.figure(statistics.median(a["seconds"] for a in s.results))
             for name, s in taken.items()
         }
         told = {
@@ -136,7 +143,7 @@ class Crew:
         rows = [
             Row(
                 contest.group, contest.name, contest.unit, rate.pop(OURS, None), rate,
-                contest.limit, failed, **told,
+                None if isinstance(limit, Moving) else limit, failed, **told,
             )
         ]  # fmt: skip
         if contest.memory:
