@@ -16,6 +16,7 @@ TUNED = {
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": "100000000000",
     "MALLOC_TOP_PAD_": "268435456",
+    "THP_MEM_ALLOC_ENABLE": "1",  # torch asks for huge pages
 }
 # Everyone on AVX2.  MKL heeds it on Intel only, which elsewhere can but help a peer.
 AVX2 = {

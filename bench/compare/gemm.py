@@ -58,6 +58,13 @@ def _contest(s: Settings, kind: str, shape: tuple[int, int, int], precision: str
     )  # fmt: skip
 
 
+def _on_huge_pages(shape: tuple[int, int]) -> Any:
+    """An array as a training has its own; all contenders get the same."""
+    from crystalline.memory import arena
+
+    return arena(math.prod(shape)).reshape(shape)
+
+
 def build(who: str, case: dict[str, Any], threads: int) -> Callable[[], Any]:
     """One product, its operands and its output in place."""
     kind, (M, K, N) = case["kind"], case["shape"]
@@ -65,8 +72,9 @@ def build(who: str, case: dict[str, Any], threads: int) -> Callable[[], Any]:
     rng = np.random.default_rng(0)
     # dX takes W (K, N) and dW takes dY (K, M), X (K, N), as training has them in memory.
     shapes = {"dX": [(M, K), (K, N)], "dW": [(K, M), (K, N)]}.get(kind, [(M, K), (N, K)])
-    a, b = (rng.standard_normal(shape, np.float32) for shape in shapes)
-    y = np.empty((M, N), np.float32)
+    a, b, y = (_on_huge_pages(shape) for shape in (*shapes, (M, N)))
+    for x in (a, b):
+        x[...] = rng.standard_normal(x.shape, np.float32)
     if who == OURS:
         return (_ours_bf16 if narrow else _ours)(kind, threads, y, a, b)
     left, right = (a.T if kind == "dW" else a), (b if kind in ("dX", "dW") else b.T)

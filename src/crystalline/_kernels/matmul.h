@@ -21,7 +21,8 @@
 
 #define TILE_N (16 * TILE_V)
 enum {
-    K_BLOCK = 256, /* one panel block is 256 x 32 elements = 32 KiB */
+    K_BLOCK = 512, /* steps of the sum between which c is read and written */
+    T_BLOCK = 256, /* the same for weight gradients: a panel block of 32 KiB */
     M_BLOCK = 48,  /* columns of a transposed left operand that are taken together */
     N_BLOCK = 256, /* columns of a weight gradient whose group sums are on the stack */
     COPY_ROWS = 96, COPY_LD = K_BLOCK + 16,
@@ -122,6 +123,9 @@ typedef struct tile_job {
     int64_t ldc, ldq, ldi, rs, cs, ldb, n, k;
     const cry_branch *branch;
     int narrow; /* c holds operands, not floats */
+    /* What will be read next: each tile asks for `rows_ahead` rows of it, `width` numbers each. */
+    const float *ahead;
+    int64_t ahead_stride, rows_ahead, width;
 } tile_job;
 
 CRY_INLINE void tile_do(const tile_job *w, const int mr, const int nv)
@@ -167,14 +171,20 @@ CRY_INLINE float *out_at(const tile_job *w, int64_t offset)
 }
 
 /* All rows of one panel of columns: the panel (or its block) stays in L1 meanwhile.  The lines of c
- * are asked for before they are needed. */
+ * that the next tile needs are asked for meanwhile. */
 static void tile_column(tile_job job, int64_t m)
 {
     for (int64_t i = 0; i < m; i += TILE_M) {
         int64_t rows = cry_min(TILE_M, m - i);
-        for (int64_t r = 0; r < rows; r++) {
+        int64_t next = i + TILE_M < m ? TILE_M : 0;
+        for (int64_t r = next; r < next + rows; r++) {
             __builtin_prefetch(out_at(&job, r * job.ldc), 1, 3);
             if (TILE_V > 1 && job.n > 16) __builtin_prefetch(out_at(&job, r * job.ldc + 16), 1, 3);
+        }
+        for (int64_t r = 0; r < job.rows_ahead; r++) {
+            for (int64_t u = 0; u < job.width; u += 16 * OPERAND_STEPS)
+                __builtin_prefetch(operand_at(job.ahead, u), 0, 2);
+            job.ahead = operand_at(job.ahead, job.ahead_stride);
         }
         tile_rows[rows](&job);
         job.c = out_at(&job, TILE_M * job.ldc);
@@ -252,37 +262,49 @@ typedef struct tree_sums {
     int64_t ldq, lds;
 } tree_sums;
 
+/* A block of the left operand of a weight gradient: k tokens of m columns, and where the next one is. */
+typedef struct tree_part {
+    const float *a, *next;
+    int64_t rs, cs, m, k;
+} tree_part;
+
 /* One block of tokens of one group: sums start at zero or from s, and go to s, or by the branch to c. */
-static void tree_block(tile_job job, const float *a, int64_t rs, int64_t cs, const float *panels,
-                       int64_t ldp, int64_t m, int64_t n, int64_t k, tree_sums sums, int starts)
+static void tree_block(tile_job job, tree_part part, const float *panels, int64_t length, int64_t n,
+                       tree_sums sums, int starts)
 {
-    float block[M_BLOCK * K_BLOCK] __attribute__((aligned(64)));
+    float block[M_BLOCK * T_BLOCK] __attribute__((aligned(64)));
     float *c = job.c;
+    int64_t down = (part.m + TILE_M - 1) / TILE_M, tiles = down * ((n + TILE_N - 1) / TILE_N);
     job.a = block, job.rs = 1, job.cs = M_BLOCK, job.ldb = TILE_N;
     job.ldi = sums.lds, job.ldq = sums.ldq;
-    job.k = operand_columns(block, M_BLOCK, a, rs, cs, m, k);
+    job.k = operand_columns(block, M_BLOCK, part.a, part.rs, part.cs, part.m, part.k);
+    job.ahead_stride = part.cs, job.width = part.m, job.rows_ahead = (part.k + tiles - 1) / tiles;
     if (!job.branch) job.ldc = sums.lds;
     for (int64_t j = 0; j < n; j += TILE_N) {
         job.c = job.branch ? c + j : sums.s + j;
         job.q = job.branch ? sums.q + j : 0;
         job.init = starts ? 0 : sums.s + j;
-        job.b = panels + j * ldp;
+        job.b = panels + j * length;
         job.n = cry_min(TILE_N, n - j);
-        tile_column(job, m);
+        job.ahead = operand_at(part.next, j / TILE_N * down * job.rows_ahead * part.cs);
+        tile_column(job, part.m);
     }
 }
 
 /* One group's chain, block by block, by its branch into c.  first, last: whether the chain begins and
- * ends here, or comes from and goes on in s. */
-static void tree_chain(float *c, int64_t ldc, tree_sums sums, const float *a, int64_t rs, int64_t cs,
-                       const float *panels, int64_t ldp, int64_t m, int64_t n, int64_t rows,
-                       const cry_branch *branch, int first, int last)
+ * ends here, or comes from and goes on in s.  part.k counts all of its tokens. */
+static void tree_chain(float *c, int64_t ldc, tree_sums sums, tree_part part, const float *panels,
+                       int64_t length, int64_t n, const cry_branch *branch, int first, int last)
 {
-    const int64_t most = K_BLOCK * OPERAND_STEPS;
-    for (int64_t t = 0; t < rows; t += most) {
-        tile_job job = {.c = c, .ldc = ldc, .branch = last && t + most >= rows ? branch : 0};
-        tree_block(job, operand_at(a, t * cs), rs, cs, panels + t / OPERAND_STEPS * TILE_N, ldp, m, n,
-                   cry_min(most, rows - t), sums, first && t == 0);
+    const int64_t most = T_BLOCK * OPERAND_STEPS;
+    for (int64_t t = 0; t < part.k; t += most) {
+        int ends = t + most >= part.k;
+        tile_job job = {.c = c, .ldc = ldc, .branch = last && ends ? branch : 0};
+        tree_part now = part;
+        now.a = operand_at(part.a, t * part.cs);
+        now.k = cry_min(most, part.k - t);
+        if (!ends) now.next = operand_at(now.a, most * part.cs);
+        tree_block(job, now, panels + t / OPERAND_STEPS * TILE_N, length, n, sums, first && t == 0);
     }
 }
 
@@ -295,10 +317,15 @@ static void gemm_tree(float *c, int64_t ldc, const float *a, int64_t rs, int64_t
     const tree_sums sums = {q, s, N_BLOCK, N_BLOCK};
     for (int64_t i = 0; i < m; i += M_BLOCK)
         for (int64_t j = 0; j < n; j += N_BLOCK)
-            for (const cry_branch *b = branches; b < branches + count; b++)
-                tree_chain(c + i * ldc + j, ldc, sums, operand_at(a, i * rs + b->begin * cs), rs, cs,
-                           panels + j * length + b->at * TILE_N, length, cry_min(M_BLOCK, m - i),
-                           cry_min(N_BLOCK, n - j), b->end - b->begin, b, 1, 1);
+            for (int g = 0; g < count; g++) {
+                const cry_branch *b = branches + g;
+                int64_t after = g + 1 < count ? i * rs + b[1].begin * cs
+                                              : (i + M_BLOCK) * rs + branches->begin * cs;
+                tree_part part = {operand_at(a, i * rs + b->begin * cs), operand_at(a, after), rs, cs,
+                                  cry_min(M_BLOCK, m - i), b->end - b->begin};
+                tree_chain(c + i * ldc + j, ldc, sums, part, panels + j * length + b->at * TILE_N,
+                           length, cry_min(N_BLOCK, n - j), b, 1, 1);
+            }
 }
 
 static void gemm_branch(float *c, float *q, float *s, int64_t ld, const float *a, int64_t rs,
@@ -311,9 +338,10 @@ static void gemm_branch(float *c, float *q, float *s, int64_t ld, const float *a
         for (int64_t j = 0; j < n; j += N_BLOCK) {
             int64_t at = i * ld + j;
             tree_sums sums = {q + at, s ? s + at : own, ld, s ? ld : N_BLOCK};
-            tree_chain(c + at, ld, sums, operand_at(a, i * rs), rs, cs, panels + j * length, length,
-                       cry_min(M_BLOCK, m - i), cry_min(N_BLOCK, n - j), k, branch, first_block,
-                       last_block);
+            tree_part part = {operand_at(a, i * rs), operand_at(a, (i + M_BLOCK) * rs), rs, cs,
+                              cry_min(M_BLOCK, m - i), k};
+            tree_chain(c + at, ld, sums, part, panels + j * length, length, cry_min(N_BLOCK, n - j),
+                       branch, first_block, last_block);
         }
 }
 
