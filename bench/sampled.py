@@ -6,9 +6,10 @@
 The first times the output layer of 3072 tokens of width 256: with the full loss, and AdamW on the
 whole weight; with 512 samples, the draw of them, rows caught up, loss, gradients, and AdamW on the
 rows touched.  Tokens are drawn by Zipf's law, as those of a text; ``--uniform`` draws all equally
-often, which touches most rows.  The second trains the seed model with both losses for equal
-tokens on the interpreter's own library (12 MB of Python) and prints what each reaches, measured
-over the whole vocabulary on all that is held out, and how long its steps took.
+often, which touches most rows.  The second trains the seed model with the full loss, with the
+sampled one, and with the full one in bf16 (where the CPU has it) for equal tokens on the
+interpreter's own library (12 MB of Python) and prints what each reaches, measured over the whole
+vocabulary on all that is held out, and how long its steps took.
 """
 
 from __future__ import annotations
@@ -39,6 +40,10 @@ from crystalline.team import make_team
 
 TOKENS, D, SAMPLES = 3072, 256, 512
 SIZES: dict[str, Any] = {"preset": "seed"}  # of the model that --quality trains
+KINDS: dict[str, dict[str, Any]] = {  # what it trains; the first is what the others are held to
+    "full": {}, "sampled": {"loss": "sampled"}, "bf16": {"precision": "bf16"},
+}  # fmt: skip
+SHARES = {"full": 1.0, "sampled": 0.65, "bf16": 0.6}  # about the time of each
 HYPER = {"beta1": 0.9, "beta2": 0.95, "eps": 1e-8}
 NUMBERS = {"grad_scale": 1.0, "decay": 0.9999, "step_size": 1e-4, "root_bias2": 1.0}
 
@@ -118,17 +123,18 @@ def library(folder: Path) -> int:
 
 
 def train(
-    text: Path, out: Path, loss: str, steps: int, threads: int, **more: Any
+    text: Path, out: Path, kind: str, steps: int, threads: int, **more: Any
 ) -> dict[str, Any]:
     """One training of the seed model; its last validation, and the seconds of its steps."""
     events: list[dict[str, Any]] = []
     crystalline.train(
-        text, out, steps=steps, loss=loss, threads=threads, on_event=events.append, **SIZES, **more
+        text, out, steps=steps, threads=threads, on_event=events.append,
+        **SIZES, **KINDS[kind], **more,
     )  # fmt: skip
     stepped = [e for e in events if e["event"] == "step"]
     last = [e for e in events if e["event"] == "validation"][-1]
     return {
-        "loss": loss, "validation": last["loss"], "validation_tokens": last["tokens"],
+        "kind": kind, "validation": last["loss"], "validation_tokens": last["tokens"],
         "tokens": sum(e["tokens"] for e in stepped),
         "seconds": sum(e["seconds"] for e in stepped),
         "step_seconds": min(e["seconds"] for e in stepped),
@@ -136,7 +142,8 @@ def train(
 
 
 def compare_quality(minutes: float, steps: int | None, threads: int) -> dict[str, Any]:
-    """Trains with both; without ``steps`` so many that all takes about ``minutes``."""
+    """Trains with all; without ``steps`` so many that all takes about ``minutes``."""
+    kinds = [k for k in KINDS if k != "bf16" or make_team(1).has_bf16]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         size = library(folder / "text")
@@ -144,19 +151,17 @@ def compare_quality(minutes: float, steps: int | None, threads: int) -> dict[str
         trial = train(folder / "text", folder / "trial", "full", 2, threads)
         more = {"tokenizer": folder / "trial"}
         if steps is None:
-            # Both trainings and their validations; the sampled one takes about 0.65 of the other.
+            # The trainings and their validations.
             seconds = 60 * minutes - (time.monotonic() - begun)
-            steps = max(8, int(0.7 * seconds / 1.65 / trial["step_seconds"]))
+            share = sum(SHARES[kind] for kind in kinds)
+            steps = max(8, int(0.7 * seconds / share / trial["step_seconds"]))
         runs = [
-            train(folder / "text", folder / loss, loss, steps, threads, **more)
-            for loss in ("full", "sampled")
+            train(folder / "text", folder / kind, kind, steps, threads, **more) for kind in kinds
         ]
-    full, sampled = runs
-    return {
-        "bytes": size, "steps": steps, "runs": runs,
-        "gap": sampled["validation"] / full["validation"] - 1,
-        "time": sampled["seconds"] / full["seconds"],
-    }  # fmt: skip
+    for run in runs:
+        run["gap"] = run["validation"] / runs[0]["validation"] - 1
+        run["time"] = run["seconds"] / runs[0]["seconds"]
+    return {"bytes": size, "steps": steps, "runs": runs}
 
 
 @click.command()
@@ -164,7 +169,7 @@ def compare_quality(minutes: float, steps: int | None, threads: int) -> dict[str
 @click.option("--threads", default=2)
 @click.option("--samples", default=7, help="Timed of each.")
 @click.option("--uniform", is_flag=True, help="All words equally often.")
-@click.option("--quality", is_flag=True, help="Train with both losses.")
+@click.option("--quality", is_flag=True, help="Train with each of them.")
 @click.option("--minutes", default=10.0, help="Of --quality, in all.")
 @click.option("--steps", type=int, help="Of each training, in place of --minutes.")
 @click.option("--json", "as_json", is_flag=True)
@@ -178,11 +183,11 @@ def main(vocabulary: list[int], threads: int, samples: int, uniform: bool, quali
             return
         for run in result["runs"]:
             print(
-                f"{run['loss']:8} validation {run['validation']:.4f} over "
+                f"{run['kind']:8} validation {run['validation']:.4f} over "
                 f"{run['validation_tokens']:,} tokens, after {result['steps']:,} steps of "
-                f"{run['tokens']:,} tokens in {run['seconds']:.0f} s"
+                f"{run['tokens']:,} tokens in {run['seconds']:.0f} s: "
+                f"{100 * run['gap']:+.2f} %, {run['time']:.2f} of the time"
             )
-        print(f"sampled is {100 * result['gap']:+.2f} % worse, in {result['time']:.2f} of the time")
         return
     rows = time_layers(list(vocabulary), threads, samples, uniform)
     if as_json:
