@@ -15,6 +15,7 @@ import numpy as np
 import reference as ref
 from attention_cases import attention, attention_bwd, attention_cached, rope
 from case import EPS, Array, Arrays, Case, Due, Shape, draw, groups_of, poison, start
+from reference_weights import rounded_weight
 from sampled_cases import adamw_rest_rows, adamw_rows, head_sampled, squared_norm_rows
 from softmax_cases import SOFTMAX
 from tolerance import SHAPES
@@ -73,7 +74,7 @@ def weight(shape: Shape, precision: str, add: bool = False) -> Case:
     """A product with a weight that is kept in a precision: that of its rounded numbers."""
     R, N, K = shape
     x, w, init = draw(R, K), draw(N, K, seed=1), draw(R, N, seed=2)
-    q, scale = ref.rounded_weight(w, precision)
+    q, scale = rounded_weight(w, precision)
     kept = q * scale[:, None]
 
     def run(team: Team, a: Arrays) -> None:
@@ -91,7 +92,7 @@ def weight(shape: Shape, precision: str, add: bool = False) -> Case:
 def embedding_weight(shape: Shape, precision: str) -> Case:
     R, N, K = shape
     w, ids = draw(N, K), np.random.default_rng(0).integers(0, N, R, np.int32)
-    q, scale = ref.rounded_weight(w, precision)
+    q, scale = rounded_weight(w, precision)
 
     def due(o: Arrays) -> list[Due]:
         want = (q.astype(np.float32) * scale.astype(np.float32)[:, None])[ids]

@@ -374,26 +374,6 @@ def decoder_backward(c: ModelConfig, w: Weights, ids: Array, targets: Array) -> 
     return d
 
 
-# --- Weights of fewer bits, for inference.
-
-
-def rounded_weight(w: Array, precision: str) -> tuple[Array, Array]:
-    """w(N,K) as it is kept: numbers q(N,K) and scales(N), w being nearly q * scale.
-
-    bf16 has 8 significant bits, ties to even; int8 counts in the row's largest magnitude / 127.
-    """
-    w = w.astype(np.float32)
-    ones = np.ones(len(w))
-    if precision == "fp32":
-        return w.astype(np.float64), ones
-    if precision == "bf16":
-        mantissa, exponent = np.frexp(w.astype(np.float64))
-        return np.ldexp(np.rint(mantissa * 256) / 256, exponent), ones
-    scale = abs(w).max(axis=1) / np.float32(127)
-    scale[scale == 0] = 1
-    return np.rint(w / scale[:, None]).astype(np.float64), scale.astype(np.float64)
-
-
 # --- The two fixed orders of summation (MATH.md section 6), bit by bit in float32.
 
 

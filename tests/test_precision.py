@@ -12,6 +12,7 @@ from case import Array, draw, poison
 from conftest import TINY, examples, prose
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from reference_weights import rounded_weight
 from tolerance import assert_close
 
 import crystalline
@@ -46,7 +47,7 @@ def test_a_product_of_any_shape(R: int, N: int, K: int, precision: str, add: boo
     x, w, init = draw(R, K), draw(N, K, seed=1), draw(R, N, seed=2) if add else None
     results = [product(team(isa), x, w, precision, init) for isa in available_isas()]
     assert len({y.tobytes() for y in results}) == 1
-    q, scale = ref.rounded_weight(w, precision)
+    q, scale = rounded_weight(w, precision)
     kept = q * scale[:, None]
     if init is None:
         assert_close("matmul", results[0], ref.matmul(x, kept), x, kept)
@@ -75,7 +76,7 @@ def test_rounding_is_to_nearest_even(isa: str) -> None:
     tie = np.float32(1 + 2**-8)  # halfway between two bf16; the even one is 1
     w = np.array([[1, tie, 1 + 3 * 2.0**-8, -tie, 3.0e38, 0]], np.float32)
     assert product(t, eye, w, "bf16")[:, 0].tolist() == [
-        1, 1, 1 + 2.0**-6, -1, ref.rounded_weight(w, "bf16")[0][0, 4], 0,
+        1, 1, 1 + 2.0**-6, -1, rounded_weight(w, "bf16")[0][0, 4], 0,
     ]  # fmt: skip
     w = np.array([[127, 2.5, 3.5, -0.5, -1.5, 0], [0, 0, 0, 0, 0, 0]], np.float32)
     got = product(t, eye, w, "int8")

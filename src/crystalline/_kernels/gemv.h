@@ -16,9 +16,9 @@
 
 /* Vectors side by side for one row and for two or three; steps of k per prefetch; bytes ahead. */
 #if TILE_ROWS_MAX > 4
-enum { GEMV_CHAINS = 8, GEMV_HALF = 4, GEMV_STEP = 4, AHEAD = 1024 };
+enum { GEMV_CHAINS = 8, GEMV_HALF = 4, GEMV_STEP = 4, AHEAD = 2048 };
 #else
-enum { GEMV_CHAINS = 1, GEMV_HALF = 1, GEMV_STEP = 1, AHEAD = 1024 };
+enum { GEMV_CHAINS = 1, GEMV_HALF = 1, GEMV_STEP = 1, AHEAD = 2048 };
 #endif
 
 CRY_INLINE int64_t format_size(const int format)

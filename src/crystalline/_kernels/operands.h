@@ -85,7 +85,8 @@ static int64_t operand_columns(float *block, int64_t ld, const float *a, int64_t
 
 CRY_INLINE v16 operand_across(const float *b, int64_t ks, int64_t left, int64_t n)
 {
-    return paired(narrowed(v16_get(b, n)), left > 1 ? narrowed(v16_get(b + ks, n)) : _mm512_setzero_si512());
+    __m512i high = left > 1 ? narrowed(v16_get(b + ks, n)) : _mm512_setzero_si512();
+    return paired(narrowed(v16_get(b, n)), high);
 }
 CRY_INLINE v16 operand_along(const float *b, int64_t n)
 {

@@ -1,9 +1,10 @@
 /* One pass of new tokens through all layers: prefill, and decoding of one or many sequences.
  *
  * A layer is five regions of the team: qkv; rotary positions and attention; out; gate, up and SwiGLU;
- * down.  The norms of few rows are one task, which the caller does without waking anyone.  The rows of all sequences go through the products together, so a weight is
- * read once for all of them; attention goes sequence by sequence.  Products, norms and SwiGLU work
- * within rows and attention within sequences, so no division of the tokens changes a bit. */
+ * down.  The norms of few rows are one task, which the caller does without waking anyone.  The rows of
+ * all sequences go through the products together, so a weight is read once for all of them; attention
+ * goes sequence by sequence.  Products, norms and SwiGLU work within rows and attention within
+ * sequences, so no division of the tokens changes a bit. */
 #include "tasks.h"
 
 typedef struct decode_job {

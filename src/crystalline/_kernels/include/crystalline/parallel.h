@@ -37,8 +37,8 @@ CRY_API void cry_pool_free(cry_pool *pool);
 
 /* How the work of a region is divided: the 12 spheres have the same number of tasks, or one more.  Of
  * CRY_PARTS parts sphere g has 144 g .. 144 (g + 1), and its leaves (it is one itself while it has no
- * children) divide its tasks by its parts.  No result depends on it.  At first there are 12 leaves, thread t carries t, t + N, ... and
- * stealing is on. */
+ * children) divide its tasks by its parts.  No result depends on it.  At first there are 12 leaves,
+ * thread t carries t, t + N, ... and stealing is on. */
 #define CRY_PARTS 1728
 typedef struct cry_arrangement {
     int leaves;           /* 12 .. 1728 */
@@ -52,7 +52,8 @@ typedef struct cry_arrangement {
 CRY_API cry_status cry_pool_arrange(cry_pool *pool, const cry_arrangement *arrangement);
 
 /* What was done since the pool was made; may be read from any thread, also during a region, but not
- * during cry_pool_arrange.  Times in nanoseconds.  A thread's time in regions that was not busy, it waited: inside - busy. */
+ * during cry_pool_arrange.  Times in nanoseconds.  A thread's time in regions that was not busy, it
+ * waited: inside - busy. */
 typedef struct cry_counts {
     int64_t tasks, stolen, busy; /* stolen: taken by a thread that does not own the leaf */
 } cry_counts;
