@@ -273,3 +273,15 @@ def test_gradients_come_together_and_with_work_space() -> None:
     a["samples"] = np.empty(0, np.int32)
     with pytest.raises(ValueError, match="a size is zero"):
         c.run(Team(1), a)
+
+
+def test_lists_that_are_written_may_not_be_those_that_are_read() -> None:
+    """Or rows are taken from a list that changes meanwhile, and what is no row is written to."""
+    c = head_sampled((5, 4, 5))
+    a = c.arrays()
+    with pytest.raises(ValueError, match="head_sampled: order overlaps targets"):
+        c.run(Team(1), a | {"order": a["targets"]})
+    c = kernel_cases.adamw_rest_rows((5, 4))
+    a = c.arrays()
+    with pytest.raises(ValueError, match="adamw_rest_rows: last overlaps rows"):
+        c.run(Team(1), a | {"rows": a["last"][1:3]})
