@@ -78,7 +78,7 @@ static void rest_rows_task(void *context, int64_t task, int thread)
         int32_t *last = w->last + w->rows[i];
         int64_t at = w->rows[i] * w->D;
         if (*last < w->steps)
-            w->kernels->adamw_rest(w->p + at, w->m + at, w->v + at, w->past + 3 * *last,
+            w->kernels->adamw_rest(w->p + at, w->m + at, w->v + at, w->past + 3 * (int64_t)*last,
                                    w->steps - *last, w->D, w->c);
         *last = (int32_t)w->steps;
     }
