@@ -97,6 +97,28 @@ static void tables(const cry_team *t, const cry_team *poor)
     refused("touch", cry_touch(t, y, -1), CRY_BAD_SHAPE);
 }
 
+static void some_rows(const cry_team *t)
+{
+    float *y = out[0], *z = out[1], *l = out[2];
+    cry_adamw c = {0};
+    double sums[CRY_GROUPS + 1];
+    refused("adamw_rows", cry_adamw_rows(t, y, z, l, in, ids, 1, 0, D, &c), CRY_BAD_SHAPE);
+    refused("adamw_rows", cry_adamw_rows(t, y, z, l, in, wrong, R, V, D, &c), CRY_BAD_LIST);
+    refused("norm_rows", cry_squared_norm_rows(t, sums, in, ids, 0, -1, D), CRY_BAD_SHAPE);
+    refused("rest_rows", cry_adamw_rest_rows(t, y, z, l, list, in, ids, 1, -1, D, 0, &c),
+            CRY_BAD_SHAPE);
+}
+
+static void decoding(const cry_team *t)
+{
+    cry_layer layer = {0};
+    cry_decoder d = {.layers = 1, .D = D, .F = D, .V = V, .positions = 64,
+                     .shape = {1, 2, 1, 2, 1.0f}, .layer = &layer};
+    cry_sequence one = {.keys = out[1], .values = out[2], .rows = 2, .position = 63, .capacity = 64};
+    refused("decode", cry_decode(t, out[0], &d, ids, &one, -1), CRY_BAD_SHAPE);
+    refused("decode", cry_decode(t, out[0], &d, ids, &one, 1), CRY_BAD_SHAPE);
+}
+
 int main(void)
 {
     cry_pool *pool = cry_pool_new(2, 0);
@@ -114,6 +136,8 @@ int main(void)
     rows(&team, &poor);
     attention(&team, &poor);
     tables(&team, &poor);
+    some_rows(&team);
+    decoding(&team);
     if (cry_head(&team, out[2], out[0], out[1], in, in, ids, groups, R, D, V, 1.0f, 0) != CRY_OK)
         failed = 1; /* or all of this would have been refused for another reason */
     if (untouched()) failed = 1;
