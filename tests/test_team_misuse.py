@@ -162,11 +162,6 @@ def test_sizes_that_overflow_are_refused() -> None:
         team.work_floats(np.zeros(1, np.int64), 1, 2, 1, 1, 2, 300)
 
 
-def test_the_need_of_a_shape_that_will_be_refused_may_be_asked() -> None:
-    groups = np.arange(13, dtype=np.int64)
-    assert Team(1).work_floats(groups, 1, 2, 1, 0, 2, 300) > 0
-
-
 def test_work_space_may_not_be_the_ids() -> None:
     ids, index = np.zeros(8, np.int32), np.zeros(5, np.int64)
     groups = np.array([0] + [8] * 12, np.int64)

@@ -4,7 +4,7 @@
 
 #include "crystalline/parallel.h"
 
-enum { R = 12, D = 4, V = 5, ROOM = 4096 };
+enum { R = 12, D = 4, V = 5, ROOM = 4096, MANY = CRY_FEW_ROWS + 1 };
 
 static float out[3][ROOM], in[ROOM];
 static int32_t ids[R], wrong[R], list[R];
@@ -33,7 +33,7 @@ static void products(const cry_team *t, const cry_team *poor)
     float *y = out[0];
     refused("matmul", cry_matmul(t, y, in, in, 0, -1, V, D), CRY_BAD_SHAPE);
     refused("matmul", cry_matmul(t, y, in, in, 0, R, 0, D), CRY_BAD_SHAPE);
-    refused("matmul", cry_matmul(poor, y, in, in, 0, R, V, D), CRY_NO_SCRATCH);
+    refused("matmul", cry_matmul(poor, y, in, in, 0, MANY, V, D), CRY_NO_SCRATCH);
     refused("matmul_dx", cry_matmul_dx(t, y, in, in, R, V, 0), CRY_BAD_SHAPE);
     refused("matmul_dx", cry_matmul_dx(poor, y, in, in, R, V, D), CRY_NO_SCRATCH);
     refused("matmul_dw", cry_matmul_dw(t, y, in, in, groups, 0, V, D, 0), CRY_BAD_SHAPE);
@@ -64,7 +64,9 @@ static void attention(const cry_team *t, const cry_team *poor)
 {
     float *y = out[0], *z = out[1], *k = out[2];
     cry_attention fits = {6, 4, 2, 4, 0.5f}, uneven_heads = {6, 4, 3, 4, 0.5f};
+    cry_attention no_heads = {6, 0, 0, 4, 0.5f};
     int64_t long_one[2] = {6, 7};
+    if (cry_need_attention(&no_heads, 0) || cry_need_attention(&no_heads, 1)) failed = 1;
     refused("fwd", cry_attention_fwd(t, y, z, in, 2, &uneven_heads, 0), CRY_BAD_SHAPE);
     refused("fwd", cry_attention_fwd(t, y, z, in, 2, &fits, long_one), CRY_BAD_SHAPE);
     refused("fwd", cry_attention_fwd(poor, y, z, in, 2, &fits, 0), CRY_NO_SCRATCH);

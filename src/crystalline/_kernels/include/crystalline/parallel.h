@@ -87,8 +87,8 @@ CRY_API int64_t cry_need_head(const cry_team *team, const int64_t *groups, int64
                               int gradient);
 CRY_API int64_t cry_need_attention(const cry_attention *shape, int backward);
 
-/* y(R,N) = init(R,N) + x(R,K) w(N,K)^T; init may be NULL for zero, or y itself.  Needs
- * cry_need_matmul(N, K): CRY_NO_SCRATCH. */
+/* y(R,N) = init(R,N) + x(R,K) w(N,K)^T; init may be NULL for zero, or y itself.  Needs,
+ * for more than CRY_FEW_ROWS rows, cry_need_matmul(N, K): CRY_NO_SCRATCH. */
 CRY_API cry_status cry_matmul(const cry_team *team, float *y, const float *x, const float *w,
                               const float *init, int64_t R, int64_t N, int64_t K);
 /* dx(R,K) = dy(R,N) w(N,K).  Needs cry_need_matmul(K, N): CRY_NO_SCRATCH. */
