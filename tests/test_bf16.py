@@ -69,6 +69,21 @@ def test_a_narrow_result_is_the_wide_one_rounded() -> None:
 
 
 @needs_bf16
+def test_operands_may_lie_at_any_address_of_a_bf16() -> None:
+    team, w, groups = Team(2), draw(35, 38, seed=1), np.arange(13) * 37 // 12
+    results = []
+    for skip in (0, 1):  # numbers from the beginning of their memory
+        x, y = (np.zeros(37 * n + 1, np.uint16)[skip:][: 37 * n].reshape(37, n) for n in (38, 35))
+        x[...] = rounded(draw(37, 38))
+        dh, dw, losses = draw(37, 38), np.zeros((35, 38), np.float32), draw(37)
+        team.matmul_bf16(y, x, w)
+        team.matmul_dw_bf16(dw, y, x, groups)
+        team.head_bf16(losses, x, w, np.arange(37, dtype=np.int32) % 35, groups, dh, dw)
+        results.append([a.tobytes() for a in (y, dh, dw, losses)])
+    assert results[0] == results[1]
+
+
+@needs_bf16
 def test_rounding_is_that_of_torch_for_normal_numbers_infinities_and_nan() -> None:
     rng = np.random.default_rng(0)
     x = rng.integers(0, 2**32, 100_000, np.uint64).astype(np.uint32).view(np.float32)

@@ -16,9 +16,10 @@ from reference_weights import rounded_weight
 from tolerance import assert_close
 
 import crystalline
-from crystalline._native import ISAS, PRECISIONS, Team, available_isas
+from crystalline._native import ISAS, PRECISIONS, Stack, Team, available_isas
 from crystalline.errors import UsageError
 from crystalline.inference import Model
+from crystalline.positions import rope_tables
 from crystalline.weights import Cache
 
 FEW = settings(max_examples=examples(25), deadline=None, derandomize=True)
@@ -218,3 +219,52 @@ def test_a_step_that_does_not_fit_is_refused(
     with pytest.raises(ValueError, match=words):
         m.team.decode(**(given | change))
     assert not cache.keys.any()
+
+
+def test_a_stack_keeps_its_layers() -> None:
+    """Also when the lists that it was made from are emptied."""
+    t, gain = Team(1), np.ones(8, np.float32)
+    shapes = ((16, 8), (8, 8), (6, 8), (6, 8), (8, 6))
+    qkv, out, gate, up, down = (t.weight(draw(*s, seed=i)) for i, s in enumerate(shapes))
+    one = [gain, qkv, out, gain, gate, up, down]
+    kept = Stack([tuple(one)], gain, t.weight(draw(9, 8)), *rope_tables(4, 4, 1e4), 2, 1, 1e-5)
+    fresh = [gain, *(t.weight(draw(*s, seed=i)) for i, s in enumerate(shapes))]
+    fresh.insert(3, gain)
+    stack = Stack([fresh], gain, t.weight(draw(9, 8)), *rope_tables(4, 4, 1e4), 2, 1, 1e-5)
+    fresh.clear()
+    ids, rows = np.array([3, 1], np.int32), np.array([2], np.int64)
+    results = []
+    for each in (kept, stack):
+        h, keys = poison(2, 8), np.zeros((1, 1, 4, 64), np.float32)
+        values = np.zeros((1, 1, 64, 32), np.float32)
+        t.decode(h, each, ids, [keys], [values], rows, np.zeros(1, np.int64))
+        results.append(h.tobytes())
+    assert results[0] == results[1]
+
+
+def test_a_step_holds_the_caches_it_was_handed(models: dict[str, Model]) -> None:
+    """They may be made when asked for; so large, they would leave the process when dropped."""
+    m = models["fp32"]
+    c, D = m.config, m.config.dim
+
+    class Made:
+        def __init__(self, *shape: int) -> None:
+            self.shape = shape
+
+        def __len__(self) -> int:
+            return 1
+
+        def __getitem__(self, at: int) -> Array:
+            return np.zeros(self.shape, np.float32)
+
+    results = []
+    for room in (64, -(-(48 << 20) // (64 * c.layers * c.kv_heads * c.head_dim)) * 64):
+        h, outer = poison(2, D), (c.layers, c.kv_heads)
+        keys = Made(*outer, c.head_dim, room)
+        values = Made(*outer, room, -(-c.head_dim // 32) * 32)
+        m.team.decode(
+            h, m._weights.stack, np.array([3, 5], np.int32), keys, values,
+            np.array([2], np.int64), np.zeros(1, np.int64),
+        )  # fmt: skip
+        results.append(h.tobytes())
+    assert results[0] == results[1]

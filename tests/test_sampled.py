@@ -273,3 +273,37 @@ def test_gradients_come_together_and_with_work_space() -> None:
     a["samples"] = np.empty(0, np.int32)
     with pytest.raises(ValueError, match="a size is zero"):
         c.run(Team(1), a)
+
+
+def test_lists_that_are_written_may_not_be_those_that_are_read() -> None:
+    """Or rows are taken from a list that changes meanwhile, and what is no row is written to."""
+    c = head_sampled((5, 4, 5))
+    a = c.arrays()
+    with pytest.raises(ValueError, match="head_sampled: order overlaps targets"):
+        c.run(Team(1), a | {"order": a["targets"]})
+    c = kernel_cases.adamw_rest_rows((5, 4))
+    a = c.arrays()
+    with pytest.raises(ValueError, match="adamw_rest_rows: last overlaps rows"):
+        c.run(Team(1), a | {"rows": a["last"][1:3]})
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("at", [0, 3, 8, 15])
+def test_what_is_not_a_number_hides_no_other_moment(at: int, isa: str) -> None:
+    """Among sixteen neighbours, of which one is not a number, the others go on as by dense AdamW."""
+    t, past = team(isa, 2), np.array([[0.9, 0.1, 0.5]], np.float32)
+    named = {"beta1": 0.9, "beta2": 0.99, "eps": 1e-8}
+    for other in range(16):
+        m = np.zeros((1, 16), np.float32)
+        m[0, other], m[0, at] = 2.0, np.nan
+        p, v = draw(1, 16), np.full((1, 16), 0.25, np.float32)
+        want = p.copy(), m.copy(), v.copy()
+        t.adamw(
+            *(a[0] for a in want), np.zeros(16, np.float32), grad_scale=1.0, decay=0.9,
+            step_size=0.1, root_bias2=0.5, **named,
+        )  # fmt: skip
+        t.adamw_rest_rows(
+            p, m, v, np.zeros(1, np.int32), np.zeros(1, np.int32), past, **named
+        )
+        for got, due in zip((p, m, v), want, strict=True):
+            assert np.array_equal(got, due, equal_nan=True), other

@@ -208,6 +208,8 @@ def memory_forecast(
     others to look at, activations, work space (with the sampled loss for so many samples)."""
     narrow = precision == "bf16"
     shapes = (float_shapes if narrow else activation_shapes)(c, B, T, True)
+    if samples:
+        shapes["h"] = (B * T, c.dim)  # that the sampled head reads in either precision
     activations = sum(math.prod(shape) for shape in shapes.values())
     if narrow:
         halves = sum(math.prod(shape) for shape in bf16_shapes(c, B, T, True).values())

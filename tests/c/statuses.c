@@ -4,7 +4,7 @@
 
 #include "crystalline/parallel.h"
 
-enum { R = 12, D = 4, V = 5, ROOM = 4096 };
+enum { R = 12, D = 4, V = 5, ROOM = 4096, MANY = CRY_FEW_ROWS + 1 };
 
 static float out[3][ROOM], in[ROOM];
 static int32_t ids[R], wrong[R], list[R];
@@ -33,7 +33,7 @@ static void products(const cry_team *t, const cry_team *poor)
     float *y = out[0];
     refused("matmul", cry_matmul(t, y, in, in, 0, -1, V, D), CRY_BAD_SHAPE);
     refused("matmul", cry_matmul(t, y, in, in, 0, R, 0, D), CRY_BAD_SHAPE);
-    refused("matmul", cry_matmul(poor, y, in, in, 0, R, V, D), CRY_NO_SCRATCH);
+    refused("matmul", cry_matmul(poor, y, in, in, 0, MANY, V, D), CRY_NO_SCRATCH);
     refused("matmul_dx", cry_matmul_dx(t, y, in, in, R, V, 0), CRY_BAD_SHAPE);
     refused("matmul_dx", cry_matmul_dx(poor, y, in, in, R, V, D), CRY_NO_SCRATCH);
     refused("matmul_dw", cry_matmul_dw(t, y, in, in, groups, 0, V, D, 0), CRY_BAD_SHAPE);
@@ -64,7 +64,9 @@ static void attention(const cry_team *t, const cry_team *poor)
 {
     float *y = out[0], *z = out[1], *k = out[2];
     cry_attention fits = {6, 4, 2, 4, 0.5f}, uneven_heads = {6, 4, 3, 4, 0.5f};
+    cry_attention no_heads = {6, 0, 0, 4, 0.5f};
     int64_t long_one[2] = {6, 7};
+    if (cry_need_attention(&no_heads, 0) || cry_need_attention(&no_heads, 1)) failed = 1;
     refused("fwd", cry_attention_fwd(t, y, z, in, 2, &uneven_heads, 0), CRY_BAD_SHAPE);
     refused("fwd", cry_attention_fwd(t, y, z, in, 2, &fits, long_one), CRY_BAD_SHAPE);
     refused("fwd", cry_attention_fwd(poor, y, z, in, 2, &fits, 0), CRY_NO_SCRATCH);
@@ -97,6 +99,28 @@ static void tables(const cry_team *t, const cry_team *poor)
     refused("touch", cry_touch(t, y, -1), CRY_BAD_SHAPE);
 }
 
+static void some_rows(const cry_team *t)
+{
+    float *y = out[0], *z = out[1], *l = out[2];
+    cry_adamw c = {0};
+    double sums[CRY_GROUPS + 1];
+    refused("adamw_rows", cry_adamw_rows(t, y, z, l, in, ids, 1, 0, D, &c), CRY_BAD_SHAPE);
+    refused("adamw_rows", cry_adamw_rows(t, y, z, l, in, wrong, R, V, D, &c), CRY_BAD_LIST);
+    refused("norm_rows", cry_squared_norm_rows(t, sums, in, ids, 0, -1, D), CRY_BAD_SHAPE);
+    refused("rest_rows", cry_adamw_rest_rows(t, y, z, l, list, in, ids, 1, -1, D, 0, &c),
+            CRY_BAD_SHAPE);
+}
+
+static void decoding(const cry_team *t)
+{
+    cry_layer layer = {0};
+    cry_decoder d = {.layers = 1, .D = D, .F = D, .V = V, .positions = 64,
+                     .shape = {1, 2, 1, 2, 1.0f}, .layer = &layer};
+    cry_sequence one = {.keys = out[1], .values = out[2], .rows = 2, .position = 63, .capacity = 64};
+    refused("decode", cry_decode(t, out[0], &d, ids, &one, -1), CRY_BAD_SHAPE);
+    refused("decode", cry_decode(t, out[0], &d, ids, &one, 1), CRY_BAD_SHAPE);
+}
+
 int main(void)
 {
     cry_pool *pool = cry_pool_new(2, 0);
@@ -114,6 +138,8 @@ int main(void)
     rows(&team, &poor);
     attention(&team, &poor);
     tables(&team, &poor);
+    some_rows(&team);
+    decoding(&team);
     if (cry_head(&team, out[2], out[0], out[1], in, in, ids, groups, R, D, V, 1.0f, 0) != CRY_OK)
         failed = 1; /* or all of this would have been refused for another reason */
     if (untouched()) failed = 1;

@@ -1,5 +1,5 @@
 # What is checked before the kernels are called: errors name the operation and both sides.
-from libc.stdint cimport int64_t
+from libc.stdint cimport int32_t, int64_t
 
 from crystalline.kernels cimport *
 
@@ -7,6 +7,11 @@ from crystalline.kernels cimport *
 cdef inline object _same(str op, str left, Py_ssize_t a, str right, Py_ssize_t b):
     if a != b:
         raise ValueError(f"{op}: {left} is {a}, but {right} is {b}")
+
+
+cdef inline object _apart(str op, str left, const int32_t[::1] a, str right, const int32_t[::1] b):
+    if a.shape[0] and &a[0] < &b[0] + b.shape[0] and &b[0] < &a[0] + a.shape[0]:
+        raise ValueError(f"{op}: {left} overlaps {right}; give it memory of its own")
 
 
 cdef inline object _check(str op, cry_status status):

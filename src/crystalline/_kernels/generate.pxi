@@ -37,7 +37,8 @@ cdef class Stack:
     def __cinit__(self, layers, const float[::1] norm, Weight embedding, const float[:, ::1] cosine,
                   const float[:, ::1] sine, int64_t H, int64_t K, float eps):
         cdef int64_t D = embedding.columns, i = 0
-        self._held = (list(layers), norm, embedding, cosine, sine)
+        # In tuples, so that nobody takes out later what the table points to.
+        self._held = (tuple(map(tuple, layers)), norm, embedding, cosine, sine)
         layers = self._held[0]
         if H < 1 or K < 1 or H % K or D % (2 * H) or not layers:
             raise ValueError(f"stack: {len(layers)} layers of {H} heads and {K} key/value heads do "
@@ -186,13 +187,16 @@ cdef class Generates(Narrow):
         _same("decode", "rows of h", h.shape[0], "ids", R)
         _same("decode", "columns of h", h.shape[1], "width of the model", stack.c.D)
         self._reserve(cry_need_decode(&stack.c, R), cry_need_decode_scratch(&self.c, &stack.c, R))
+        # Held until the end: the lists may change meanwhile, or make their arrays when asked.
+        caches = tuple([(keys[b], values[b]) for b in range(B)])
         sequences = <cry_sequence *> calloc(B + 1, sizeof(cry_sequence))
         if sequences == NULL:
             raise MemoryError(f"decode: no memory for {B} sequences")
         try:
             for b in range(B):
                 sequences[b].rows, sequences[b].position = rows[b], positions[b]
-                _cache(sequences + b, &stack.c, keys[b], values[b])
+                k, v = caches[b]
+                _cache(sequences + b, &stack.c, k, v)
             self._enter()
             with nogil:
                 status = cry_decode(&self.c, &h[0, 0], &stack.c, &ids[0], sequences, B)

@@ -44,7 +44,7 @@ CRY_INLINE void tile_run(cry_tile acc, const int mr, const int nv, int64_t k, co
         v16 bv[TILE_V];
         UNROLL for (int j = 0; j < nv; j++) bv[j] = v16_load(b + 16 * j);
         UNROLL for (int i = 0; i < mr; i++) {
-            v16 av = v16_set(row[i / 3][(i % 3) * rs]);
+            v16 av = operand_set(row[i / 3] + (i % 3) * rs);
             UNROLL for (int j = 0; j < nv; j++) acc[i][j] = operand_fma(av, bv[j], acc[i][j]);
         }
         UNROLL for (int i = 0; i < (mr + 2) / 3; i++) row[i] += cs;

@@ -14,6 +14,7 @@ enum { OPERAND_STEPS = 1, OPERAND_NARROW = 0 };
 CRY_INLINE v16 operand_fma(v16 a, v16 b, v16 c) { return v16_fma(a, b, c); }
 
 CRY_INLINE const float *operand_at(const float *a, int64_t offset) { return a + offset; }
+CRY_INLINE v16 operand_set(const float *a) { return v16_set(*a); }
 
 /* block(k, ld) = the m columns of k steps of a; returns k in elements. */
 static int64_t operand_columns(float *block, int64_t ld, const float *a, int64_t rs, int64_t cs,
@@ -52,6 +53,14 @@ CRY_INLINE v16 operand_fma(v16 a, v16 b, v16 c)
 CRY_INLINE const float *operand_at(const float *a, int64_t offset)
 {
     return (const float *)((const uint16_t *)a + offset);
+}
+
+/* A pair for every lane.  It lies at the address of a bf16, which need not be one of a float. */
+CRY_INLINE v16 operand_set(const float *a)
+{
+    float pair;
+    memcpy(&pair, (const void *)a, sizeof pair);
+    return v16_set(pair);
 }
 
 /* 16 floats, rounded to bf16 (to nearest, even), each in the low half of 32 bits. */

@@ -32,6 +32,7 @@ enum { BLOCK = 64, CHUNK = 256, STATES = 4, MOST_KEYS = 512, TASKS_PER_THREAD = 
 /* Scratch of one thread: see attend and attention_bwd in attention.h.  It does not grow with T. */
 int64_t cry_need_attention(const cry_attention *c, int backward)
 {
+    if (c->K <= 0) return 0; /* the functions refuse it; its need may be asked before */
     int64_t block = BLOCK * 16 * cry_ceil(c->head_dim, 16), scores = BLOCK * BLOCK;
     int64_t share = c->H / c->K, states = share > STATES ? share : STATES;
     if (!backward) return 2 * block + scores + states * (2 * block + 2 * BLOCK);

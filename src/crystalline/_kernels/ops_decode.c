@@ -125,7 +125,7 @@ cry_status cry_decode(const cry_team *team, float *h, const cry_decoder *d, cons
                       const cry_sequence *sequences, int64_t B)
 {
     int64_t R = 0;
-    if (!decoder_ok(d)) return CRY_BAD_SHAPE;
+    if (B < 0 || !decoder_ok(d)) return CRY_BAD_SHAPE;
     for (int64_t b = 0; b < B; b++) {
         const cry_sequence *s = sequences + b;
         if (s->rows < 1 || s->position < 0 || s->capacity % 64 || s->rows > s->capacity ||

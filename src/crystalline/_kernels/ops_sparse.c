@@ -37,7 +37,7 @@ static void adamw_rows_task(void *context, int64_t task, int thread)
 cry_status cry_adamw_rows(const cry_team *team, float *p, float *m, float *v, const float *grad,
                           const int32_t *rows, int64_t n, int64_t V, int64_t D, const cry_adamw *c)
 {
-    if (n < 0 || D <= 0) return CRY_BAD_SHAPE;
+    if (n < 0 || D <= 0 || V <= 0) return CRY_BAD_SHAPE;
     if (!cry_rises(rows, n, V)) return CRY_BAD_LIST;
     sparse_job job = {.kernels = team->kernels, .p = p, .m = m, .v = v, .grad = grad, .rows = rows,
                       .n = n, .D = D, .c = c};
@@ -58,7 +58,7 @@ static void norm_rows_task(void *context, int64_t task, int thread)
 cry_status cry_squared_norm_rows(const cry_team *team, double *sums, const float *x,
                                  const int32_t *rows, int64_t n, int64_t V, int64_t D)
 {
-    if (n < 0 || D <= 0) return CRY_BAD_SHAPE;
+    if (n < 0 || D <= 0 || V <= 0) return CRY_BAD_SHAPE;
     if (!cry_rises(rows, n, V)) return CRY_BAD_LIST;
     sparse_job job = {.kernels = team->kernels, .grad = x, .rows = rows, .n = n, .D = D};
     cry_run(team, SPANS, norm_rows_task, &job);
@@ -78,7 +78,7 @@ static void rest_rows_task(void *context, int64_t task, int thread)
         int32_t *last = w->last + w->rows[i];
         int64_t at = w->rows[i] * w->D;
         if (*last < w->steps)
-            w->kernels->adamw_rest(w->p + at, w->m + at, w->v + at, w->past + 3 * *last,
+            w->kernels->adamw_rest(w->p + at, w->m + at, w->v + at, w->past + 3 * (int64_t)*last,
                                    w->steps - *last, w->D, w->c);
         *last = (int32_t)w->steps;
     }
@@ -88,7 +88,7 @@ cry_status cry_adamw_rest_rows(const cry_team *team, float *p, float *m, float *
                                const float *past, const int32_t *rows, int64_t n, int64_t V,
                                int64_t D, int64_t steps, const cry_adamw *c)
 {
-    if (n < 0 || D <= 0 || steps < 0 || steps > INT32_MAX) return CRY_BAD_SHAPE;
+    if (n < 0 || D <= 0 || V <= 0 || steps < 0 || steps > INT32_MAX) return CRY_BAD_SHAPE;
     if (!cry_rises(rows, n, V)) return CRY_BAD_LIST;
     for (int64_t i = 0; i < n; i++)
         if (last[rows[i]] < 0 || last[rows[i]] > steps) return CRY_BAD_LIST;

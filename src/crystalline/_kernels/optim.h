@@ -34,8 +34,10 @@ static void adamw_rest(float *p, float *m, float *v, const float *past, int64_t 
     for (int64_t j = 0; j < n; j += 16) {
         int64_t left = n - j;
         v16 pv = v16_get(p + j, left), mv = v16_get(m + j, left), vv = v16_get(v + j, left);
-        /* A first moment of zero stays zero, and so does the quotient. */
-        int moves = v16_maxall(v16_max(mv, v16_sub(zero, mv))) > 0.0f;
+        /* A first moment of zero stays zero, and so does the quotient; not-a-number is its own.  Lanes
+         * are told apart before they are brought together, or one of those would hide the others. */
+        v16 size = v16_max(mv, v16_sub(zero, mv));
+        int moves = v16_maxall(v16_if_lt(zero, size, size, zero)) > 0.0f;
         for (const float *t = past; t < past + 3 * steps; t += 3) {
             v16 step = v16_set(-t[1]), quotient;
             mv = v16_fma(b1, mv, zero);

@@ -105,8 +105,7 @@ cdef class Rows(Softmaxes):
         _same("embedding_bwd", "order", order.shape[0], "ids", ids.shape[0])
         _same("embedding_bwd", "index", index.shape[0], "rows of dw + 1", dw.shape[0] + 1)
         _same("embedding_bwd", "groups", groups.shape[0], "the number of starts", 13)
-        if order.shape[0] and &order[0] < &ids[0] + ids.shape[0] and &ids[0] < &order[0] + order.shape[0]:
-            raise ValueError("embedding_bwd: order overlaps ids; give it memory of its own")
+        _apart("embedding_bwd", "order", order, "ids", ids)
         self._enter()
         with nogil:
             status = cry_embedding_bwd(&self.c, &dw[0, 0], &dx[0, 0], &ids[0], &groups[0],

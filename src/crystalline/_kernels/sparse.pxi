@@ -37,6 +37,7 @@ cdef class Sparse(Generates):
             _same("head_sampled", "columns of dw", dw.shape[1], "columns of w", D)
             _same("head_sampled", "order", order.shape[0], "rows of h", R)
             _same("head_sampled", "index", index.shape[0], "rows of w + 1", V + 1)
+            _apart("head_sampled", "order", order, "targets", targets)
             dh_at, dw_at, order_at, index_at = &dh[0, 0], &dw[0, 0], &order[0], &index[0]
         self._reserve(cry_need_head_sampled(&self.c, &groups[0], D, S, dw_at != NULL), 0)
         self._enter()
@@ -99,6 +100,7 @@ cdef class Sparse(Generates):
         for n in (m.shape[1], v.shape[1]):
             _same("adamw_rest_rows", "columns of m or v", n, "columns of p", p.shape[1])
         _same("adamw_rest_rows", "columns of past", past.shape[1], "the numbers of a step", 3)
+        _apart("adamw_rest_rows", "last", last, "rows", rows)
         if rows.shape[0] == 0:
             return
         self._enter()

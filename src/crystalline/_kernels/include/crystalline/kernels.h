@@ -76,7 +76,6 @@ typedef struct cry_attention {
     float scale;               /* 1 / sqrt(head_dim) */
 } cry_attention;
 
-/* Append only.  Whoever got it by other ways than cry_kernels_for asks cry_kernels_fit first. */
 /* How the numbers of a packed weight are kept; int8 has a scale for each row of w(N,K). */
 typedef enum cry_format { CRY_FP32 = 0, CRY_BF16, CRY_INT8 } cry_format;
 typedef struct cry_weight {
@@ -94,6 +93,7 @@ typedef struct cry_sampled {
     float scale;
 } cry_sampled;
 
+/* Append only.  Whoever got it by other ways than cry_kernels_for asks cry_kernels_fit first. */
 typedef struct cry_kernels {
     int64_t abi, size; /* CRY_KERNELS_ABI and sizeof(cry_kernels) of the library that made it */
     const char *isa;   /* "portable", "avx2" or "avx512" */

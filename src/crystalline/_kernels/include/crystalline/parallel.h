@@ -88,8 +88,8 @@ CRY_API int64_t cry_need_head(const cry_team *team, const int64_t *groups, int64
                               int gradient);
 CRY_API int64_t cry_need_attention(const cry_attention *shape, int backward);
 
-/* y(R,N) = init(R,N) + x(R,K) w(N,K)^T; init may be NULL for zero, or y itself.  Needs
- * cry_need_matmul(N, K): CRY_NO_SCRATCH. */
+/* y(R,N) = init(R,N) + x(R,K) w(N,K)^T; init may be NULL for zero, or y itself.  Needs,
+ * for more than CRY_FEW_ROWS rows, cry_need_matmul(N, K): CRY_NO_SCRATCH. */
 CRY_API cry_status cry_matmul(const cry_team *team, float *y, const float *x, const float *w,
                               const float *init, int64_t R, int64_t N, int64_t K);
 /* dx(R,K) = dy(R,N) w(N,K).  Needs cry_need_matmul(K, N): CRY_NO_SCRATCH. */
@@ -148,7 +148,8 @@ CRY_API cry_status cry_swiglu(const cry_team *team, float *act, const float *gu,
 CRY_API cry_status cry_swiglu_bwd(const cry_team *team, float *dgu, const float *dact,
                                   const float *gu, int64_t R, int64_t F);
 /* The same on bf16, for an even number of terms of a sum (K forward, N for dx): operands in bf16, w
- * rounded to it, sums in float32.  The result goes to y, or rounded to `narrow`; the other is NULL. */
+ * rounded to it, sums in float32.  The result goes to y, or rounded to `narrow`; the other is NULL, and
+ * with `narrow` init is NULL too: CRY_BAD_SHAPE.  They need what those on float32 need. */
 CRY_API cry_status cry_to_bf16(const cry_team *team, cry_bf16 *y, const float *x, int64_t n);
 CRY_API cry_status cry_matmul_bf16(const cry_team *team, float *y, cry_bf16 *narrow,
                                    const cry_bf16 *x, const float *w, const float *init, int64_t R,
