@@ -165,9 +165,15 @@ static void *work(void *argument)
     return 0;
 }
 
+/* Kernels keep blocks of up to 200 KiB on the stack, and some systems give threads less. */
+enum { STACK = 2 << 20 };
+
 static void start_workers(cry_pool *pool)
 {
     sigset_t all, before;
+    pthread_attr_t attributes;
+    pthread_attr_init(&attributes);
+    pthread_attr_setstacksize(&attributes, STACK);
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &before);
     pool->workers = 0;
@@ -175,12 +181,13 @@ static void start_workers(cry_pool *pool)
         worker_start *start = malloc(sizeof *start);
         if (!start) break;
         *start = (worker_start){pool, t};
-        if (pthread_create(pool->handles + t - 1, 0, work, start) != 0) {
+        if (pthread_create(pool->handles + t - 1, &attributes, work, start) != 0) {
             free(start);
             break;
         }
         pool->workers++;
     }
+    pthread_attr_destroy(&attributes);
     pthread_sigmask(SIG_SETMASK, &before, 0);
     pool->generation = atomic_load(&cry_fork_generation);
 }

@@ -18,8 +18,8 @@ static void swiglu(float *act, const float *gu, int64_t rows, int64_t F)
         for (int64_t j = 0; j < F; j += 16) {
             int64_t n = F - j, at = 2 * i * F + j;
             v16 g = value_get(gu, at, n), u = value_get(gu, at + F, n);
-            fetch_ahead(operand_at(gu, at), 2 * F, i + 1 < rows);
-            fetch_ahead(operand_at(gu, at + F), 2 * F, i + 1 < rows);
+            fetch_ahead(operand_at(gu, at), 2 * F / OPERAND_STEPS, i + 1 < rows);
+            fetch_ahead(operand_at(gu, at + F), 2 * F / OPERAND_STEPS, i + 1 < rows);
             value_put(act, i * F + j, v16_mul(v16_mul(g, v16_sigmoid(g)), u), n);
         }
 }
@@ -33,9 +33,9 @@ static void swiglu_bwd(float *dgu, const float *dact, const float *gu, int64_t r
             v16 g = value_get(gu, at, n), u = value_get(gu, at + F, n);
             v16 d = value_get(dact, i * F + j, n);
             v16 s = v16_sigmoid(g), one = v16_set(1.0f);
-            fetch_ahead(operand_at(gu, at), 2 * F, i + 1 < rows);
-            fetch_ahead(operand_at(gu, at + F), 2 * F, i + 1 < rows);
-            fetch_ahead(operand_at(dact, i * F + j), F, i + 1 < rows);
+            fetch_ahead(operand_at(gu, at), 2 * F / OPERAND_STEPS, i + 1 < rows);
+            fetch_ahead(operand_at(gu, at + F), 2 * F / OPERAND_STEPS, i + 1 < rows);
+            fetch_ahead(operand_at(dact, i * F + j), F / OPERAND_STEPS, i + 1 < rows);
             v16 slope = v16_mul(s, v16_fma(g, v16_sub(one, s), one));
             value_put(dgu, at, v16_mul(v16_mul(d, u), slope), n);
             value_put(dgu, at + F, v16_mul(d, v16_mul(g, s)), n);
