@@ -175,8 +175,8 @@ class Model:
         """Yields the text after ``prompt`` as it is made; the prompt itself is not repeated.
 
         Ends at the end of text, at ``max_tokens``, or before the first of the ``stop`` strings.
-        The same seed gives the same text on any number of threads.  Raises ConfigError for values
-        out of range.
+        The same seed gives the same text on any number of threads.  Raises UsageError for values
+        out of range or of another type, NumericsError where the logits are not finite.
         """
         sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty)
         _check_run(max_tokens, seed)
