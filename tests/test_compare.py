@@ -117,7 +117,12 @@ def test_a_ratio_worse_than_before_fails(
         assert "6 % worse" in done.output
 
 
-@pytest.mark.parametrize("text", ["", "[]", '{"rows": [{"group": "x"}]}', None])
+ROW = '{"rows": [{"group": "x", "name": "y", "unit": "z", "ratio": "fast"}]}'
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", '{"rows": [{"group": "x"}]}', ROW, "[" * 100_000, None]
+)
 def test_a_file_of_something_else_is_refused(again: Any, tmp_path: Path, text: str | None) -> None:
     path = tmp_path / "other.json"
     if text is not None:
@@ -125,6 +130,15 @@ def test_a_file_of_something_else_is_refused(again: Any, tmp_path: Path, text: s
     done = again("--against", str(path))
     assert done.exit_code == 1 and "no file of an earlier" in done.output
     assert len(done.output.splitlines()) == 1
+
+
+def test_a_file_that_cannot_be_written_is_told_before_anything_is_measured(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [*COMPARE, "--only", "head", "--json", str(tmp_path / "none" / "x.json")], cwd=ROOT,
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1 and not done.stdout
+    assert done.stderr.count("\n") == 1 and "x.json: cannot be written" in done.stderr
 
 
 def test_nothing_in_common_is_said(again: Any, written: Path) -> None:

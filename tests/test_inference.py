@@ -8,6 +8,7 @@ import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from hypothesis import strategies as st
 import crystalline
 from crystalline._native import Team, available_isas
 from crystalline.checkpoint import load_model
-from crystalline.errors import ConfigError, UsageError
+from crystalline.errors import ConfigError, NumericsError, UsageError
 from crystalline.inference import Model
 from crystalline.model import Decoder, Parameters
 from crystalline.sampling import Sampling, draw
@@ -189,13 +190,52 @@ def test_each_filter_keeps_what_it_says() -> None:
         ({"repetition_penalty": 0}, "repetition_penalty is 0"),
         ({"max_tokens": 0}, "max_tokens is 0"),
         ({"seed": -1}, "seed is -1"),
+        ({"max_tokens": 2.5}, "max_tokens is 2.5, but must be a whole number"),
+        ({"seed": None}, "seed is None, but must be a whole number"),
+        ({"top_k": 2.5}, "top_k is 2.5, but must be a whole number"),
+        ({"temperature": "x"}, "temperature is 'x', but must be a number"),
+        ({"stop": 5}, "stop is 5, but must be a string or a list of strings"),
+        ({"stop": ["a", 5]}, "stop holds 5, but must be a string or a list of strings"),
     ],
 )
 def test_bad_options_are_refused_before_anything_runs(
-    model: Model, options: dict[str, float], words: str
+    model: Model, options: dict[str, Any], words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(Model, "_batch", None)  # what runs nothing needs none
     with pytest.raises((ConfigError, UsageError), match=words):
         model.stream("x", **options)
+    with pytest.raises((ConfigError, UsageError), match=words):
+        model.generate_batch(["x"], **options)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "words"),
+    [
+        (None, "prompts is NoneType, but must be a list of strings"),
+        ([b"x"], "prompt is bytes, but must be a string"),
+        (["x", None], "prompt is NoneType, but must be a string"),
+    ],
+)
+def test_prompts_that_are_no_strings_are_refused(model: Model, prompts: Any, words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        model.generate_batch(prompts)
+
+
+def test_prompts_may_come_one_by_one(model: Model) -> None:
+    assert model.generate_batch(iter(["a", "b"]), max_tokens=3) == model.generate_batch(
+        ["a", "b"], max_tokens=3
+    )
+
+
+@pytest.mark.parametrize("options", [{}, {"temperature": 0.0}, {"top_k": 3}])
+def test_a_model_whose_logits_are_not_finite_says_so(
+    model: Model, monkeypatch: pytest.MonkeyPatch, options: dict[str, float]
+) -> None:
+    bad = np.zeros((1, model.config.vocab_size), np.float32)
+    bad[0, 7] = np.nan
+    monkeypatch.setattr(model, "_next_logits", lambda going: bad)
+    with pytest.raises(NumericsError, match=r"logits are not finite.*weights"):
+        model.generate("x", **options)
 
 
 @pytest.mark.parametrize(
@@ -206,6 +246,10 @@ def test_bad_options_are_refused_before_anything_runs(
         (range(25), "the model knows 24 positions"),
         ([-1], "must be from 0 to 299"),
         ([300], "must be from 0 to 299"),
+        ([1.5], "float64, but must be whole numbers"),
+        ("12", "must be a list of 1 or more ids"),
+        ([2**70], "object, but must be whole numbers"),
+        (np.array([2**63], np.uint64), "from 9223372036854775808 to"),
     ],
 )
 def test_bad_ids_are_refused(model: Model, ids: list[int], words: str) -> None:

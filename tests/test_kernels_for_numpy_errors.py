@@ -16,6 +16,11 @@ LOCKED = np.ones((2, 3), np.float32)
 LOCKED.flags.writeable = False
 
 
+def update(**options: float) -> None:
+    """AdamW on arrays that nobody keeps."""
+    ck.adamw(ONE.copy(), ONE.copy(), ONE.copy(), ONE, **({"lr": 1.0, "step": 1} | options))
+
+
 @pytest.mark.parametrize(
     ("call", "error", "told"),
     [
@@ -63,6 +68,28 @@ LOCKED.flags.writeable = False
         (lambda: ck.rmsnorm(ONE, ONE), ValueError, r"w has shape \(2, 3\), but must have \(3,\)"),
         (lambda: ck.adamw(ONE, ONE.copy(), ONE.copy(), ONE, lr=1, step=0), ValueError, "step is 0"),
         (lambda: ck.adamw(ONE, ONE, ONE, ONE, lr=1, step=1), ValueError, "overlap"),
+        (lambda: ck.softmax(ONE, threads="2"), UsageError, "threads is '2', but must be a whole"),
+        (lambda: ck.softmax(ONE, threads=2.5), UsageError, "threads is 2.5, but must be a whole"),
+        (lambda: ck.softmax([[1, 2], [3]]), ValueError, "softmax: x is no array"),
+        (lambda: ck.embedding(ONE, [[1], [1, 0]]), ValueError, "embedding: tokens is no array"),
+        (lambda: ck.embedding(ONE, np.ma.masked_array([0])), TypeError, "tokens is a masked array"),
+        (lambda: ck.embedding(ONE[:0], [0]), ValueError, "tokens holds ids, but there are none"),
+        (
+            lambda: ck.embedding_backward(ONE, [0, 0], 7.5), TypeError,
+            "V is 7.5, but must be a whole number",
+        ),
+        (lambda: ck.embedding_backward(ONE[:0], [], -5), ValueError, "V is -5, but must be 0"),
+        (
+            lambda: ck.rope(ONE[None, :, :2], ONE[:, :1], ONE[:, :1], 0.5), TypeError,
+            "position is 0.5, but must be a whole number",
+        ),
+        (
+            lambda: ck.linear_cross_entropy(ONE, ONE[:0], [-1, -1]), ValueError,
+            r"linear_cross_entropy: w has shape \(0, 3\), but needs a row",
+        ),
+        (lambda: update(step=1.5), TypeError, "step is 1.5, but must be a whole number"),
+        (lambda: update(beta1=1.0), ValueError, "beta1 is 1.0, but must be from 0 to below 1"),
+        (lambda: update(beta2=2.0), ValueError, "beta2 is 2.0, but must be from 0 to below 1"),
         (lambda: ck.adamw(None, ONE, ONE, ONE, lr=1, step=1), TypeError, "in place"),
     ],
 )  # fmt: skip

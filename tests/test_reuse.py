@@ -254,6 +254,9 @@ def test_the_capsule_can_be_imported_by_its_name() -> None:
 def test_no_capsule_for_an_unknown_instruction_set() -> None:
     with pytest.raises(UsageError, match="'mmx' cannot run on this CPU; choose one of portable"):
         crystalline.kernel_table("mmx")
+    for other in (5, "portable\0", ["portable"]):
+        with pytest.raises(UsageError, match="cannot run on this CPU; choose one of portable"):
+            crystalline.kernel_table(other)
 
 
 def test_a_table_of_another_version_is_told_apart(tmp_path: Path) -> None:

@@ -76,6 +76,8 @@ def main(
     if stages and (only or against or readme):
         raise click.UsageError("--self goes with none of --only, --against and --readme")
     before = report.earlier(against) if against else None
+    if to:
+        report.check_writable(to)
     # A file takes whole lines; a terminal has its own width.
     console = Console(width=None if sys.stdout.isatty() else 160)
     s = settings(threads, samples, quick, isa)
@@ -91,7 +93,10 @@ def main(
             rows += (new := run_group(group, s))
             console.print(report.table(group, new))
     if to:
-        to.write_text(json.dumps(report.document(s, rows, made), indent=1) + "\n")
+        try:
+            to.write_text(json.dumps(report.document(s, rows, made), indent=1) + "\n")
+        except OSError as error:
+            raise report.unwritable(to, error) from None
     if readme:
         report.write_readme(report.markdown(s, rows))
     if before is not None and (found := report.slower(rows, before)):

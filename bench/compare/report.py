@@ -70,12 +70,32 @@ def earlier(path: Path) -> dict[tuple[str, str], dict[str, Any]]:
     """The rows of an earlier --json file by group and name.  Raises ClickException."""
     try:
         rows = json.loads(path.read_text())["rows"]
+        for r in rows:
+            if r["ratio"] is not None and not isinstance(r["ratio"], int | float):
+                raise TypeError(f"a ratio is {r['ratio']!r}")
         return {(r["group"], r["name"]): {"ratio": r["ratio"], "unit": r["unit"]} for r in rows}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise click.ClickException(
             f"{path}: no file of an earlier `python -m bench.compare --json {path}` "
             f"({type(error).__name__}: {error})"
         ) from None
+
+
+def check_writable(path: Path) -> None:
+    """Before anything is measured: what would not find room is told now.  Raises ClickException."""
+    try:
+        new = not path.exists()
+        path.open("a").close()
+        if new:
+            path.unlink()
+    except OSError as error:
+        raise unwritable(path, error) from None
+
+
+def unwritable(path: Path, error: OSError) -> click.ClickException:
+    """The one line about a file that took nothing."""
+    why = error.strerror or error
+    return click.ClickException(f"{path}: cannot be written ({why}); name a file in another folder")
 
 
 def slower(rows: list[Row], before: dict[tuple[str, str], dict[str, Any]]) -> list[list[str]]:

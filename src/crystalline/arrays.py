@@ -9,6 +9,7 @@ rounded to float32, as a literal is; one too large for that is refused.
 from __future__ import annotations
 
 import math
+import operator
 from typing import Any
 
 import numpy as np
@@ -18,11 +19,27 @@ Floats = NDArray[np.float32]
 Ids = NDArray[np.int32]
 
 
-def floats(op: str, name: str, x: ArrayLike, shape: tuple[int, ...] | None = None) -> Floats:
-    """x as float32, C-contiguous, itself where it is so already; with ``shape``, of that shape."""
-    a = np.asarray(x)
+def _array(op: str, name: str, x: ArrayLike) -> NDArray[Any]:
+    """x as an array of its own type; what a mask hides is not read without a word."""
     if isinstance(x, np.ma.MaskedArray):
         raise TypeError(f"{op}: {name} is a masked array, but masks are not known; fill it first")
+    try:
+        return np.asarray(x)
+    except ValueError as error:
+        raise ValueError(f"{op}: {name} is no array of numbers ({error})") from None
+
+
+def whole(op: str, name: str, n: Any) -> int:
+    """n, a whole number of any type."""
+    try:
+        return operator.index(n)
+    except TypeError:
+        raise TypeError(f"{op}: {name} is {n!r}, but must be a whole number") from None
+
+
+def floats(op: str, name: str, x: ArrayLike, shape: tuple[int, ...] | None = None) -> Floats:
+    """x as float32, C-contiguous, itself where it is so already; with ``shape``, of that shape."""
+    a = _array(op, name, x)
     if not np.can_cast(a.dtype, np.float32, "safe"):
         if a.dtype.kind not in "iuf" or (hasattr(x, "dtype") and a.dtype.kind != "O"):
             raise TypeError(
@@ -41,9 +58,11 @@ def floats(op: str, name: str, x: ArrayLike, shape: tuple[int, ...] | None = Non
 
 def ids(op: str, name: str, x: ArrayLike, least: int, count: int) -> Ids:
     """Whole numbers from ``least`` to ``count`` - 1, as int32."""
-    a = np.asarray(x)
+    a = _array(op, name, x)
     if a.dtype.kind not in "iu" and a.size:
         raise TypeError(f"{op}: {name} is {a.dtype}, but must be whole numbers")
+    if a.size and count <= least:
+        raise ValueError(f"{op}: {name} holds ids, but there are none to choose from")
     if a.size and (int(a.min()) < least or int(a.max()) >= count):
         raise ValueError(
             f"{op}: {name} run from {a.min()} to {a.max()}, but must be from {least} to {count - 1}"

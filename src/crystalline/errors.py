@@ -28,7 +28,7 @@ class CheckpointError(CrystallineError):
 
 
 class NumericsError(CrystallineError):
-    """Training produced a value that is not finite; the last checkpoint is untouched."""
+    """Training or a model in use produced a value that is not finite; no checkpoint is touched."""
 
 
 class QueueClosed(CrystallineError):

@@ -6,7 +6,8 @@ import codecs
 import os
 import threading
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -62,7 +63,7 @@ class Model:
     # --- forward ----------------------------------------------------------------------------------
 
     def _checked(self, ids: Ids, least: int = 1) -> NDArray[np.int32]:
-        array = np.ascontiguousarray(ids, dtype=np.int64)
+        array = np.asarray(ids)
         if array.ndim != 1 or len(array) < least:
             raise UsageError(
                 f"ids has shape {array.shape}, but must be a list of {least} or more ids"
@@ -72,12 +73,14 @@ class Model:
                 f"ids has {len(array)} tokens, but the model knows {self.config.seq_len} "
                 "positions; give fewer"
             )
+        if array.dtype.kind not in "iu":
+            raise UsageError(f"ids are {array.dtype}, but must be whole numbers")
         if array.min() < 0 or array.max() >= self.config.vocab_size:
             raise UsageError(
                 f"ids run from {array.min()} to {array.max()}, but must be from 0 to "
                 f"{self.config.vocab_size - 1}"
             )
-        return array.astype(np.int32)
+        return array.astype(np.int32, order="C")
 
     def _hidden(self, ids: Sequence[NDArray[np.int32]], caches: Sequence[Cache]) -> Floats:
         """The normed last hidden states (R, D) of the new tokens, which join their caches."""
@@ -172,13 +175,14 @@ class Model:
         """Yields the text after ``prompt`` as it is made; the prompt itself is not repeated.
 
         Ends at the end of text, at ``max_tokens``, or before the first of the ``stop`` strings.
-        The same seed gives the same text on any number of threads.  Raises ConfigError for values
-        out of range.
+        The same seed gives the same text on any number of threads.  Raises UsageError for values
+        out of range or of another type, NumericsError where the logits are not finite.
         """
         sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty)
         _check_run(max_tokens, seed)
+        stops = _stops(stop)
         pieces = self._pieces(self._tokens(self._ids(prompt), max_tokens, sampling, seed))
-        return until(pieces, _stops(stop))
+        return until(pieces, stops)
 
     def generate(self, prompt: str = "", **options: Any) -> str:
         """The text after ``prompt``, as one string; the options are those of ``stream``."""
@@ -197,15 +201,20 @@ class Model:
         _check_run(max_tokens, seed)
         if isinstance(prompts, str):
             raise UsageError("prompts is one string, but must be a list of them; use generate")
+        if not isinstance(prompts, Iterable):
+            kind = type(prompts).__name__
+            raise UsageError(f"prompts is {kind}, but must be a list of strings")
+        stops, prompts = _stops(stop), list(prompts)
         tokens: list[list[int]] = [[] for _ in prompts]
         seeds = range(seed, seed + len(prompts))
         begun = [self._ids(prompt) for prompt in prompts]
         for place, token in self._batch(begun, max_tokens, sampling, seeds):
             tokens[place].append(token)
-        stops = _stops(stop)
         return ["".join(until(self._pieces(iter(one)), stops)) for one in tokens]
 
     def _ids(self, prompt: str) -> list[int]:
+        if not isinstance(prompt, str):
+            raise UsageError(f"prompt is {type(prompt).__name__}, but must be a string")
         return self.tokenizer.encode(prompt).tolist() or [self.tokenizer.eot]
 
     def _pieces(self, tokens: Iterator[int]) -> Iterator[str]:
@@ -219,6 +228,9 @@ class Model:
 
 
 def _check_run(max_tokens: int, seed: int) -> None:
+    for name, value in (("max_tokens", max_tokens), ("seed", seed)):
+        if not isinstance(value, Integral):
+            raise UsageError(f"{name} is {value!r}, but must be a whole number")
     if max_tokens < 1:
         raise UsageError(f"max_tokens is {max_tokens}, but must be 1 or more")
     if seed < 0:
@@ -226,7 +238,13 @@ def _check_run(max_tokens: int, seed: int) -> None:
 
 
 def _stops(stop: str | Sequence[str]) -> list[str]:
-    return [s for s in ([stop] if isinstance(stop, str) else stop) if s]
+    if not isinstance(stop, Iterable):
+        raise UsageError(f"stop is {stop!r}, but must be a string or a list of strings")
+    stops = [stop] if isinstance(stop, str) else list(stop)
+    for one in stops:
+        if not isinstance(one, str):
+            raise UsageError(f"stop holds {one!r}, but must be a string or a list of strings")
+    return [s for s in stops if s]
 
 
 def load(

@@ -8,7 +8,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from crystalline.arrays import Floats, apart, floats, ids, last, output, outputs, rows, starts
+from crystalline.arrays import (
+    Floats,
+    apart,
+    floats,
+    ids,
+    last,
+    output,
+    outputs,
+    rows,
+    starts,
+    whole,
+)
 from crystalline.optim import power
 from crystalline.team import shared_team
 
@@ -61,6 +72,7 @@ def _turned(
     threads: Threads, isa: Isa,
 ) -> Floats:  # fmt: skip
     a, c = floats(op, "x", x), floats(op, "cosine", cosine)
+    position = whole(op, "position", position)
     if a.ndim < 3 or a.shape[-1] % 2:
         raise ValueError(f"{op}: x has shape {a.shape}, but must be (..., T, H, Dh), Dh even")
     T, H, Dh = a.shape[-3:]
@@ -214,6 +226,8 @@ def embedding_backward(
     op = "embedding_backward"
     d = floats(op, "dx", dx)
     D = last(op, "dx", d)
+    if (V := whole(op, "V", V)) < 0:
+        raise ValueError(f"{op}: V is {V}, but must be 0 or more")
     t = ids(op, "tokens", tokens, 0, V)
     if t.shape != d.shape[:-1]:
         raise ValueError(f"{op}: tokens has shape {t.shape}, but must have {d.shape[:-1]}")
@@ -247,7 +261,10 @@ def adamw(
     first ``step``, which is 1; grad has that shape and is multiplied by ``grad_scale``, which is
     where clipping goes: min(1, most / sqrt(squared_norm(grad))).
     """
-    if step < 1:
+    for name, beta in (("beta1", beta1), ("beta2", beta2)):
+        if not 0 <= beta < 1:
+            raise ValueError(f"adamw: {name} is {beta}, but must be from 0 to below 1")
+    if (step := whole("adamw", "step", step)) < 1:
         raise ValueError(f"adamw: step is {step}, but steps count from 1")
     if any(a is None for a in (p, m, v)):
         raise TypeError("adamw: p, m and v are changed in place, so all three must be given")

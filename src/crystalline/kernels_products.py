@@ -124,6 +124,8 @@ def _head(
     t = ids(op, "targets", targets, -1, V)
     if t.shape != x.shape[:-1]:
         raise ValueError(f"{op}: targets has shape {t.shape}, but must have {x.shape[:-1]}")
+    if V == 0 and t.size:
+        raise ValueError(f"{op}: w has shape {b.shape}, but needs a row or more")
     return x, b, t
 
 

@@ -4,12 +4,13 @@ Nguyen et al. 2024, repetition penalty Keskar et al. 2019."""
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Integral, Real
 
 import numpy as np
 from numpy.typing import NDArray
 
 from crystalline._native import Team
-from crystalline.errors import ConfigError
+from crystalline.errors import ConfigError, NumericsError
 
 RANGES = {  # least, most, a value that works
     "temperature": (0.0, 100.0, 0.8),
@@ -34,6 +35,10 @@ class Sampling:
     def __post_init__(self) -> None:
         for name, (low, high, works) in RANGES.items():
             value = getattr(self, name)
+            words = "whole number" if name == "top_k" else "number"
+            fits = isinstance(value, Integral if name == "top_k" else Real)
+            if not fits:
+                raise ConfigError(f"{name} is {value!r}, but must be a {words}; choose {works}")
             if not low <= value <= high:  # not a number fails here too
                 raise ConfigError(
                     f"{name} is {value}, but must be from {low} to {high}; choose {works}"
@@ -55,8 +60,14 @@ def draw(
     """The next token's id.  ``logits`` (V,) is not kept; ``seen`` are the ids so far.
 
     Equal logits are ordered by id, and exp is the kernels' own, so a seed gives the same text on
-    any number of threads and any instruction set.
+    any number of threads and any instruction set.  Raises NumericsError where the largest logit is
+    not finite: nothing could be drawn.
     """
+    if not np.isfinite(logits.max()):  # not a number, if any is
+        raise NumericsError(
+            "the logits are not finite, so no token can be drawn; the model's weights are too "
+            "large or damaged: choose precision fp32, or train again"
+        )
     if s.repetition_penalty != 1.0 and seen.size:
         ids = np.unique(seen)
         z = logits[ids]

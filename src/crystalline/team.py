@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import operator
 import os
 import threading
 from collections.abc import Iterator, Sequence
@@ -21,6 +22,12 @@ def threads_wanted(threads: int | None = None) -> int:
                 f"CRYSTALLINE_THREADS is {said!r}, but must be a whole number from 1; unset it"
             )
         threads = min(int(said), usable_cpus()) if said else usable_cpus()
+    try:
+        threads = operator.index(threads)
+    except TypeError:
+        raise UsageError(
+            f"threads is {threads!r}, but must be a whole number from 1 to 4096"
+        ) from None
     if not 1 <= threads <= 4096:
         raise UsageError(f"threads is {threads}, but must be 1 to 4096")
     return threads

@@ -20,10 +20,12 @@ ISAS = ("portable", "avx2", "avx512")
 cdef const cry_kernels *_table(isa) except NULL:
     cdef bytes name
     cdef const char *wanted = NULL
-    if isa is not None:
+    cdef const cry_kernels *table = NULL
+    if isa in ISAS:
         name = isa.encode()
         wanted = name
-    cdef const cry_kernels *table = cry_kernels_for(wanted)
+    if isa is None or isa in ISAS:
+        table = cry_kernels_for(wanted)
     if table == NULL:
         raise UsageError(f"instruction set {isa!r} cannot run on this CPU; "
                          f"choose one of {', '.join(available_isas())}")
