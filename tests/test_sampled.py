@@ -290,7 +290,7 @@ def test_lists_that_are_written_may_not_be_those_that_are_read() -> None:
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("at", [0, 3, 8, 15])
 def test_what_is_not_a_number_hides_no_other_moment(at: int, isa: str) -> None:
-    """Among sixteen neighbours, of which one is not a number, the others go on as by dense AdamW."""
+    """Among sixteen neighbours, one of them not a number, the others go on as by dense AdamW."""
     t, past = team(isa, 2), np.array([[0.9, 0.1, 0.5]], np.float32)
     named = {"beta1": 0.9, "beta2": 0.99, "eps": 1e-8}
     for other in range(16):

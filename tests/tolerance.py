@@ -274,8 +274,8 @@ def assert_close(family: str, got: Any, want: Any, *inputs: Any, **named: Any) -
 SHAPES: dict[str, list[tuple[int, ...]]] = {
     # R, D
     "rows": [(1, 1), (3, 5), (12, 16), (37, 1003), (252, 507)],
-    # R, N, K: y(R,N) = x(R,K) w(N,K)^T. Across tiles of 6 x 16 and 12 x 32, and a k-block of 512; the
-    # rows of the last are 8 KiB apart, so that they are copied first.
+    # R, N, K: y(R,N) = x(R,K) w(N,K)^T. Across tiles of 6 x 16 and 12 x 32, and a k-block of 512;
+    # the rows of the last are 8 KiB apart, so that they are copied first.
     "matmul": [
         (1, 1, 1), (1, 17, 5), (3, 5, 7), (12, 32, 256), (13, 33, 257), (37, 1003, 65),
         (252, 31, 507), (65, 48, 600), (100, 33, 2048),
