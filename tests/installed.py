@@ -42,7 +42,9 @@ class Environment:
         return self.folder / "lib" / version / "site-packages"
 
     def install(self, what: Path, *options: str) -> None:
-        run(*PIP, "--python", self.python, "install", *QUIETLY, *options, what)
+        # One of the same version may lie in the packages below, which pip would content itself with.
+        afresh = ["--ignore-installed", *QUIETLY]
+        run(*PIP, "--python", self.python, "install", *afresh, *options, what)
 
     def evaluate(self, expression: str) -> str:
         """The expression's value as the venv's interpreter prints it, away from the sources."""

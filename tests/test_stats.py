@@ -157,7 +157,7 @@ def test_a_threads_times_add_up_to_the_wall(threads: int) -> None:
     for row in rows:
         assert before <= row.busy + row.barrier + row.idle <= after
         assert min(row.busy, row.barrier, row.idle) >= 0
-    assert rows[0].busy > 0
+    assert sum(row.busy for row in rows) > 0  # not each: others may have been faster
 
 
 @pytest.mark.parametrize(("threads", "depth"), [(1, 1), (2, 1), (5, 2), (12, 1), (20, 2)])
