@@ -42,7 +42,7 @@ class Environment:
         return self.folder / "lib" / version / "site-packages"
 
     def install(self, what: Path, *options: str) -> None:
-        # One of the same version may lie in the packages below, which pip would content itself with.
+        # One of the same version may lie in the packages below; pip would be content with it.
         afresh = ["--ignore-installed", *QUIETLY]
         run(*PIP, "--python", self.python, "install", *afresh, *options, what)
 
