@@ -16,7 +16,7 @@ from conftest import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kernel_cases import GRID, case
-from tolerance import SHAPES, U, assert_close, ratio
+from tolerance import SHAPES, U, assert_close, chain, ratio
 
 from crystalline._native import ISAS, Team, available_isas
 
@@ -95,18 +95,19 @@ BLOCKS = {
 def several_blocks(name: str) -> tuple[Case, str]:
     """A head whose groups do not fit into one block, and its bits.
 
-    Sums over so many words are longer than the table's: their roundings grow as a random walk.  How
-    groups become blocks is one code for all instruction sets: the portable one would take minutes.
+    Sums over so many words are longer than the table's: their roundings grow as a random walk, in 16
+    lanes, and for dh along one chain.
     """
     groups, V = np.array(BLOCKS[name], np.int64), 250_000
     c = kernel_cases.head((int(groups[-1]), 2, V), groups=groups)
     outputs = c.outputs(Team(1))
     for family, got, want, inputs, named in c.due(outputs):
-        assert np.all(ratio(family, got, want, *inputs, **named) <= math.sqrt(V)), family
+        walk = math.sqrt(V) if family == "cross_entropy.dh" else chain(V)
+        assert np.all(ratio(family, got, want, *inputs, **named) <= walk), family
     return c, bits(outputs)
 
 
-@pytest.mark.parametrize("isa", available_isas()[1:])
+@pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("name", BLOCKS)
 def test_head_with_groups_in_several_blocks(name: str, isa: str) -> None:
     c, want = several_blocks(name)
