@@ -95,8 +95,8 @@ BLOCKS = {
 def several_blocks(name: str) -> tuple[Case, str]:
     """A head whose groups do not fit into one block, and its bits.
 
-    Sums over so many words are longer than the table's: their roundings grow as a random walk, in 16
-    lanes, and for dh along one chain.
+    Sums over so many words are longer than the table's: their roundings grow as a random walk, in
+    16 lanes, and for dh along one chain.
     """
     groups, V = np.array(BLOCKS[name], np.int64), 250_000
     c = kernel_cases.head((int(groups[-1]), 2, V), groups=groups)
