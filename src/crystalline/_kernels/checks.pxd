@@ -10,7 +10,7 @@ cdef inline object _same(str op, str left, Py_ssize_t a, str right, Py_ssize_t b
 
 
 cdef inline object _apart(str op, str left, const int32_t[::1] a, str right, const int32_t[::1] b):
-    if a.shape[0] and &a[0] < &b[0] + b.shape[0] and &b[0] < &a[0] + a.shape[0]:
+    if a.shape[0] and b.shape[0] and &a[0] < &b[0] + b.shape[0] and &b[0] < &a[0] + a.shape[0]:
         raise ValueError(f"{op}: {left} overlaps {right}; give it memory of its own")
 
 
