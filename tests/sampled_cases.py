@@ -27,13 +27,14 @@ def head_sampled(
     S = max(1, V // 3) if S is None else S
     h, w, rng = draw(R, D), draw(V, D, seed=1), np.random.default_rng(0)
     targets = np.where(rng.random(R) < 0.2, -1, rng.integers(0, V, R)).astype(np.int32)
-    samples, scale = some_rows(V, S), 1 / R
+    groups = groups_of(R) if groups is None else groups
+    samples, scale = np.stack([some_rows(V, S, g) for g in range(12)]), 1 / R
     log_expected = np.log(rng.uniform(0.01, 1, V)).astype(np.float32)
-    inputs = (h, w, targets, samples, log_expected)
+    inputs = (h, w, targets, np.repeat(samples, np.diff(groups), 0), log_expected)
     want = sampled_cross_entropy(*inputs)
     want_dh, want_dw = sampled_cross_entropy_backward(*inputs, scale)
     touched = np.zeros(V, bool)
-    touched[samples] = touched[targets[targets >= 0]] = True
+    touched[samples[np.diff(groups) > 0]] = touched[targets[targets >= 0]] = True
     dw = (want_dw / 2).astype(np.float32)  # it is added to
     dw[~touched] = np.nan  # these are nobody's
 
@@ -62,7 +63,7 @@ def head_sampled(
             "index": np.full(V + 1, -7, np.int64),
         }  # fmt: skip
     reads = {"h": h, "w": w, "targets": targets, "samples": samples, "log_expected": log_expected}
-    return Case(reads | {"groups": groups_of(R) if groups is None else groups}, writes, run, due)
+    return Case(reads | {"groups": groups}, writes, run, due)
 
 
 def adamw_rows(shape: Shape) -> Case:

@@ -1,6 +1,6 @@
 """The sampled loss in float64 NumPy: textbook and judge, as ``reference.py`` for all else.
 
-A token's classes are the S samples and its own target.  Class c is expected e_c times among the
+A token's classes are S samples, (S) for all tokens or (R,S), and its own target.  Class c is expected e_c times among the
 samples and stands for 1 / e_c of its kind, so z = h W^T - log e; a sample that is the target is
 left out.  Then it is the cross-entropy of S + 1 classes with the target in the last place.
 """
@@ -8,14 +8,19 @@ left out.  Then it is the cross-entropy of S + 1 classes with the target in the 
 from __future__ import annotations
 
 import numpy as np
-from reference import Array, float64, log_softmax, matmul
+from reference import Array, float64, log_softmax
+
+
+def rows_of(w: Array, samples: Array, R: int) -> Array:
+    """(R,S,D), each token's samples."""
+    return np.broadcast_to(w[samples], (R, samples.shape[-1], w.shape[1]))
 
 
 def sampled_logits(
     h: Array, w: Array, targets: Array, samples: Array, log_expected: Array
 ) -> Array:
-    """h(R,D), w(V,D), targets(R), samples(S), log_expected(V) -> z(R,S+1)."""
-    z = matmul(h, w[samples]) - log_expected[samples]
+    """h(R,D), w(V,D), targets(R), samples(S) or (R,S), log_expected(V) -> z(R,S+1)."""
+    z = np.einsum("rd,rsd->rs", h, rows_of(w, samples, len(h))) - log_expected[samples]
     z[targets[:, None] == samples] = -np.inf
     own = np.sum(h * w[targets], axis=1) - log_expected[targets]
     return np.hstack([z, own[:, None]])
@@ -46,6 +51,8 @@ def sampled_products(
 ) -> tuple[Array, Array]:
     """dh(R,D), dw(V,D) from dz(R,S+1)."""
     dw = np.zeros(w.shape)
-    dw[samples] = dz[:, :-1].T @ h
+    each = np.broadcast_to(samples, dz[:, :-1].shape)
+    np.add.at(dw, each, dz[:, :-1, None] * h[:, None])
     np.add.at(dw, targets, dz[:, -1:] * h)
-    return dz[:, :-1] @ w[samples] + dz[:, -1:] * w[targets], dw
+    dh = np.einsum("rs,rsd->rd", dz[:, :-1], rows_of(w, samples, len(h)))
+    return dh + dz[:, -1:] * w[targets], dw

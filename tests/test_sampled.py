@@ -67,8 +67,11 @@ def test_draws_rise_and_follow_from_seed_and_place(V: int, S: int) -> None:
     c = Candidates(zipf(V), S, 3, Team(1))
     draws = [c.draw(place) for place in range(4)]
     for d in draws:
-        assert d.dtype == np.int32 and len(d) == S
-        assert d[0] >= 0 and d[-1] < V and np.all(np.diff(d) > 0)
+        assert d.dtype == np.int32 and d.shape == (12, S)
+        assert d.min() >= 0 and d.max() < V and np.all(np.diff(d) > 0)
+        # As evenly over the groups as can be.
+        times, due = np.bincount(d.reshape(-1), minlength=V), 12 * c.expected / UNIT
+        assert np.all((times >= np.floor(due)) & (times <= np.ceil(due)))
     again = Candidates(zipf(V), S, 3, Team(2))
     assert all(np.array_equal(again.draw(place), draws[place]) for place in (3, 0, 2))
     if (V, S) == (10000, 512):
@@ -83,14 +86,15 @@ def test_every_class_is_drawn_as_often_as_expected() -> None:
     c = Candidates(zipf(V), S, 0, Team(1))
     drawn = np.zeros(V)
     for place in range(n):
-        drawn[c.draw(place)] += 1
+        drawn[c.draw(place)[place % 12]] += 1
     e = c.expected / UNIT
     sure = c.expected == UNIT
     assert np.all(drawn[sure] == n) and not sure.all()
     variance = (n * e * (1 - e))[~sure]
     assert np.sum((drawn - n * e)[~sure] ** 2 / variance) < 39
     # Pairs are not always drawn together: the order is a new one each time.
-    pairs = {(a, b) for place in range(500) for a in c.draw(place) for b in c.draw(place) if a < b}
+    pairs = {(a, b) for place in range(500) for a in c.draw(place)[0] for b in c.draw(place)[0]
+             if a < b}  # fmt: skip
     assert len(pairs) == V * (V - 1) // 2
 
 
@@ -134,7 +138,7 @@ def test_the_loss_tends_to_the_full_one_as_more_are_sampled() -> None:
     loss_errors, dh_errors = [], []
     for S in (3, 30, 150, 270, 300):
         c = Candidates(zipf(V), S, 0, Team(1))
-        inputs = [(h, w, targets, c.draw(place), c.log_expected) for place in range(60)]
+        inputs = [(h, w, targets, c.draw(place)[0], c.log_expected) for place in range(60)]
         loss = np.mean([sampled_cross_entropy(*i) for i in inputs])
         dh = np.mean([sampled_cross_entropy_backward(*i, 1 / 40)[0] for i in inputs], axis=0)
         loss_errors.append(abs(loss - want))
@@ -192,10 +196,11 @@ def test_dw_is_the_tree_of_chains_for_samples_and_then_for_targets(
     V = 9
     h, w, before = powers_of_two(R, 1), draw(V, 1), draw(V, 1, seed=5)
     targets = np.random.default_rng(R).integers(-1, V, R, np.int32)
-    samples, log_expected = some_rows(V, 5), draw(V)
+    samples, log_expected = np.stack([some_rows(V, 5, g) for g in range(12)]), draw(V)
+    group = np.repeat(np.arange(12), np.diff(groups))
     zero, one = np.zeros((V, 1), np.float32), np.array([0, *[1] * 12], np.int64)
 
-    def dw_of(start: Array, rows: slice, groups: Array) -> Array:
+    def dw_of(start: Array, rows: slice, groups: Array, samples: Array) -> Array:
         losses, dh, dw = poison(R)[rows], poison(R, 1)[rows], start.copy()
         work = np.empty(len(losses), np.int32), np.empty(V + 1, np.int64)
         team(isa, 2).head_sampled(
@@ -204,7 +209,9 @@ def test_dw_is_the_tree_of_chains_for_samples_and_then_for_targets(
         return dw
 
     # A row's samples and its target are different words: what it gives alone says which is which.
-    alone = np.stack([dw_of(zero, slice(r, r + 1), one) for r in range(R)])
+    alone = np.stack([
+        dw_of(zero, slice(r, r + 1), one, samples[[group[r]] * 12]) for r in range(R)
+    ])  # fmt: skip
     own = np.zeros_like(alone)
     own[np.arange(R)[targets >= 0], targets[targets >= 0]] = 1
     is_own = own.astype(bool)
@@ -212,7 +219,7 @@ def test_dw_is_the_tree_of_chains_for_samples_and_then_for_targets(
     for v in range(V):  # a group in which the target does not stand adds nothing
         part = group_sums(np.where(is_own, alone, 0), groups)[:, v]
         want[v] = tree_onto(want[v], part)
-    got = dw_of(before, slice(0, R), groups)
+    got = dw_of(before, slice(0, R), groups, samples)
     assert np.array_equal(got + 0.0, want + 0.0)  # no sign of a zero
 
 
@@ -230,7 +237,7 @@ def test_masked_targets_have_no_loss_and_no_gradient(isa: str) -> None:
 def test_what_is_not_finite_does_not_get_lost(operand: str, bad: float, isa: str) -> None:
     c = head_sampled((37, 33, 1003))
     a = c.arrays()
-    row = 0 if operand == "h" else c.reads["samples"][0]
+    row = 0 if operand == "h" else c.reads["samples"][0, 0]
     a["targets"] = np.abs(a["targets"])
     a[operand] = a[operand].copy()
     a[operand][row] = bad
@@ -251,8 +258,11 @@ def test_a_list_that_does_not_rise_inside_the_table_is_refused(
 ) -> None:
     shape = (3, 4, 5) if name == "head_sampled" else (5, 4)
     c = kernel_cases.BUILDERS[name][0](shape)
+    lists = np.array(bad, np.int32)
+    if name == "head_sampled":
+        lists = np.array([[0, 1]] * 11 + [bad], np.int32)
     with pytest.raises(ValueError, match=f"^{name}: rows and samples must rise"):
-        c.run(Team(1), c.arrays() | {list_: np.array(bad, np.int32)})
+        c.run(Team(1), c.arrays() | {list_: lists})
 
 
 @pytest.mark.parametrize("bad", [-1, 10])
@@ -270,7 +280,7 @@ def test_gradients_come_together_and_with_work_space() -> None:
         Team(1).head_sampled(*call, a["dh"])
     with pytest.raises(ValueError, match="gradients need order"):
         Team(1).head_sampled(*call, a["dh"], a["dw"])
-    a["samples"] = np.empty(0, np.int32)
+    a["samples"] = np.empty((12, 0), np.int32)
     with pytest.raises(ValueError, match="a size is zero"):
         c.run(Team(1), a)
 

@@ -26,7 +26,7 @@ MAY_GROW = {
     ("rope", "x", 0), ("rope", "x", 1), ("embedding", "w", 0), ("head losses", "w", 0),
     ("embedding_weight", "w", 0), ("squared_norm", "x", 0), ("squared_norm", "total", 0),
     ("matmul_packed", "w", 0),
-    ("matmul_packed", "y", 1), ("head_sampled", "samples", 0), ("adamw_rows", "rows", 0),
+    ("matmul_packed", "y", 1), ("head_sampled", "samples", 1), ("adamw_rows", "rows", 0),
     ("squared_norm_rows", "rows", 0), ("squared_norm_rows", "x", 0),
     ("squared_norm_rows", "x", 1), ("squared_norm_rows", "total", 0),
     ("adamw_rest_rows", "rows", 0), ("adamw_rest_rows", "past", 0),

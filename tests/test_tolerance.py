@@ -163,13 +163,15 @@ def sampled_cases(shape: Shape, bf16: bool) -> list[Case]:
     h, w, targets, samples, log_expected = (
         c.reads[name] for name in ("h", "w", "targets", "samples", "log_expected")
     )
+    samples = np.repeat(samples, np.diff(c.reads["groups"]), 0)
     R, t, ids = len(h), torch.tensor(targets).long(), torch.tensor(samples).long()
     offset, scale = torch.tensor(log_expected), 1 / R
 
     def loss(h: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
-        z = (h @ w[ids].T - offset[ids]).masked_fill(t[:, None] == ids, -math.inf)
+        z = (w[ids] @ h[:, :, None])[..., 0] - offset[ids]
+        z = z.masked_fill(t[:, None] == ids, -math.inf)
         own = (h * w[t]).sum(1) - offset[t]
-        place = torch.where(t < 0, -1, len(ids))
+        place = torch.where(t < 0, -1, ids.shape[1])
         z = torch.cat([z, own[:, None]], 1)
         return functional.cross_entropy(z, place, ignore_index=-1, reduction="none")
 

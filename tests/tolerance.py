@@ -190,7 +190,7 @@ TOLERANCE: dict[str, Rule] = {
     ),
     "sampled.loss": Rule(
         1.5,
-        lambda h, w, targets, samples, log_expected: chain(len(samples))
+        lambda h, w, targets, samples, log_expected: chain(samples.shape[-1])
         * sampled_condition(h, w, log_expected)
         + abs(sampled.sampled_cross_entropy(h, w, targets, samples, log_expected)),
         "as cross_entropy.loss, over the samples and the target",

@@ -1,12 +1,16 @@
 """Which classes stand for the whole vocabulary in a micro-step of the sampled loss.
 
-Class c is among the S samples with probability e(c) = min(1, s q(c)), the one s for which the e(c)
+Each of the twelve groups of tokens has S classes of its own: what one group happens to leave out
+others see, so a step's gradient is less a matter of chance than with one draw for all.
+
+Class c is among the S samples of a group with probability e(c) = min(1, s q(c)), the one s for which the e(c)
 add up to S; q falls with how often the class stands in the training text.  All arithmetic is on
 whole numbers, e(c) in units of 2^-32, so samples and probabilities are the same on every machine.
 
 Systematic sampling (Madow 1949) in a random order: the classes, each as long as its e(c), lie in a
 row of length S, and the class at u, u + 1, ..., u + S - 1 is taken, u one draw from [0, 1).  No
 class is longer than 1, so none is taken twice, and each is taken with probability e(c), exactly.
+The groups' u lie a twelfth apart, in a circle, so a class is with 12 e(c) of them, rounded up or down.
 With S = V every e(c) is 1: all classes are taken, and the loss is the full one.
 """
 
@@ -17,6 +21,7 @@ from numpy.typing import NDArray
 
 from crystalline._native import Team
 from crystalline.layers import Floats
+from crystalline.model import GROUPS
 
 UNIT = 1 << 32
 STREAM = 0x73616D70  # tells these draws from the others that the same seed begins
@@ -36,7 +41,8 @@ class Candidates:
         team.log(self.log_expected, (self.expected / UNIT).astype(np.float32))
 
     def draw(self, place: int) -> NDArray[np.int32]:
-        """The rising samples (S) of the micro-step that begins at ``place`` of the stream."""
+        """The samples (12, S) of the micro-step that begins at ``place`` of the stream, one row for
+        each group, rising."""
         V = len(self.expected)
         source = np.random.PCG64(np.random.SeedSequence([self._seed, place, STREAM]))
         start = int(source.random_raw()) % UNIT
@@ -44,9 +50,10 @@ class Candidates:
         keys = source.random_raw(-(-V // 4)).view(np.uint16)[:V]
         order = np.argsort(keys, kind="stable")
         ends = np.cumsum(self.expected[order])
-        marks = start + UNIT * np.arange(self.samples, dtype=np.int64)
+        starts = (start + UNIT * np.arange(GROUPS, dtype=np.int64) // GROUPS) % UNIT
+        marks = starts[:, np.newaxis] + UNIT * np.arange(self.samples, dtype=np.int64)
         taken = order[np.searchsorted(ends, marks, side="right")]
-        return np.sort(taken).astype(np.int32)
+        return np.sort(taken.astype(np.int32), axis=1)
 
 
 def _weights(counts: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -6,16 +6,16 @@ cdef class Sparse(Generates):
 
     def head_sampled(self, float[::1] losses, const float[:, ::1] h, const float[:, ::1] w,
                      const int32_t[::1] targets, const int64_t[::1] groups,
-                     const int32_t[::1] samples, const float[::1] log_expected,
+                     const int32_t[:, ::1] samples, const float[::1] log_expected,
                      float[:, ::1] dh=None, float[:, ::1] dw=None, float scale=1.0,
                      int32_t[::1] order=None, int64_t[::1] index=None):
-        """losses (R) in nats of targets among the sampled classes: samples (S) rises strictly,
-        log_expected (V) is the log of how often each class is expected among them.
+        """losses (R) in nats of targets among the sampled classes of each group: the rows of samples
+        (12, S) rise strictly, log_expected (V) is the log of how often a class is expected in one.
 
         With dh and dw also the gradients, times ``scale``: dh (R, D) is set, rows ``samples`` and
         ``targets`` of dw (V, D) are added to; order (R), index (V + 1) are work space for it.
         """
-        cdef int64_t R = h.shape[0], D = h.shape[1], V = w.shape[0], S = samples.shape[0]
+        cdef int64_t R = h.shape[0], D = h.shape[1], V = w.shape[0], S = samples.shape[1]
         cdef cry_status status
         cdef float *dh_at = NULL
         cdef float *dw_at = NULL
@@ -24,6 +24,7 @@ cdef class Sparse(Generates):
         _same("head_sampled", "columns of w", w.shape[1], "columns of h", D)
         _same("head_sampled", "entries of losses", losses.shape[0], "rows of h", R)
         _same("head_sampled", "targets", targets.shape[0], "rows of h", R)
+        _same("head_sampled", "rows of samples", samples.shape[0], "the number of groups", 12)
         _same("head_sampled", "groups", groups.shape[0], "the number of starts", 13)
         _same("head_sampled", "entries of log_expected", log_expected.shape[0], "rows of w", V)
         if (dh is None) != (dw is None):
@@ -43,7 +44,7 @@ cdef class Sparse(Generates):
         self._enter()
         with nogil:
             status = cry_head_sampled(&self.c, &losses[0], dh_at, dw_at, &h[0, 0], &w[0, 0],
-                                      &targets[0], &groups[0], &samples[0], &log_expected[0], R, D,
+                                      &targets[0], &groups[0], &samples[0, 0], &log_expected[0], R, D,
                                       V, S, scale, order_at, index_at)
         self._leave("head_sampled", status)
 

@@ -243,10 +243,11 @@ CRY_API int64_t cry_need_decode_scratch(const cry_team *team, const cry_decoder 
 CRY_API cry_status cry_decode(const cry_team *team, float *h, const cry_decoder *decoder,
                               const int32_t *ids, const cry_sequence *sequences, int64_t B);
 
-/* As cry_head, over S rising sampled classes and each token's own target, logits less log_expected(V)
- * (sampled.h has the formula).  dh(R,D) is set; to dw(V,D) the gradient is added, in the rows
- * `samples` and `targets` only.  list(R) and index(V + 1) are work space; without dh and dw they are
- * not looked at.  The need is in `shared`. */
+/* As cry_head, over S sampled classes and each token's own target, logits less log_expected(V)
+ * (sampled.h has the formula).  samples(12,S): the classes of each group, rising in each row.
+ * dh(R,D) is set; to dw(V,D) the gradient is added, in the rows `samples` and `targets` only.
+ * list(R) and index(V + 1) are work space; without dh and dw they are not looked at.  The need is in
+ * `shared`. */
 CRY_API int64_t cry_need_head_sampled(const cry_team *team, const int64_t *groups, int64_t D,
                                       int64_t S, int gradient);
 CRY_API cry_status cry_head_sampled(const cry_team *team, float *losses, float *dh, float *dw,
