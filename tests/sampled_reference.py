@@ -1,8 +1,8 @@
 """The sampled loss in float64 NumPy: textbook and judge, as ``reference.py`` for all else.
 
-A token's classes are S samples, (S) for all tokens or (R,S), and its own target.  Class c is expected e_c times among the
-samples and stands for 1 / e_c of its kind, so z = h W^T - log e; a sample that is the target is
-left out.  Then it is the cross-entropy of S + 1 classes with the target in the last place.
+A token's classes are S samples, (S) for all tokens or (R,S), and its own target.  Class c is
+expected e_c times among the samples and stands for 1 / e_c of its kind, so z = h W^T - log e; a
+sample that is the target is left out.  Then it is the cross-entropy of S + 1 classes with the target in the last place.
 """
 
 from __future__ import annotations

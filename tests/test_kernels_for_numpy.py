@@ -14,6 +14,7 @@ from case import EPS, Array, draw, poison
 from conftest import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sampled_reference import sampled_cross_entropy, sampled_cross_entropy_backward
 from tolerance import assert_close
 
 import crystalline.kernels as ck
@@ -27,6 +28,7 @@ SIZE = st.integers(1, 20)
 # Names of a function's results, as its out= takes them.
 RESULTS = {
     "matmul_backward": 2, "linear_backward": 2, "linear_cross_entropy_backward": 2,
+    "sampled_softmax_backward": 2,
     "rmsnorm_backward": 2, "attention_backward": 3,
 }  # fmt: skip
 
@@ -45,6 +47,7 @@ def calls(R: int, D: int, V: int, seed: int = 0) -> dict[str, tuple[Any, ...]]:
     t, words = rng.integers(-1, V, (R, 2)), rng.integers(0, V, (R, 2))
     x, w = f(R, 2, D), f(D)
     rrms = ref.rmsnorm(x, w, EPS)[1].astype(np.float32)
+    sampled = (x, f(V, D), t, rng.permutation(V)[: 1 + V // 2], -abs(f(V)))
     return {
         "exp": (f(R, D),), "log": (abs(f(R, D)) + np.float32(1e-3),),
         "softmax": (f(R, 2, V),), "softmax_backward": (f(R, V), abs(f(R, V))),
@@ -54,6 +57,7 @@ def calls(R: int, D: int, V: int, seed: int = 0) -> dict[str, tuple[Any, ...]]:
         "matmul": (x, f(D, V)), "matmul_backward": (f(R, 2, V), x, f(D, V)),
         "linear": (x, f(V, D), f(R, 2, V)), "linear_backward": (f(R, 2, V), x, f(V, D)),
         "linear_cross_entropy": (x, f(V, D), t), "linear_cross_entropy_backward": (x, f(V, D), t),
+        "sampled_softmax": sampled, "sampled_softmax_backward": sampled,
         "rmsnorm": (x, w), "rmsnorm_backward": (f(R, 2, D), x, w, rrms),
         "rope": (f(2, R, H, 2 * half), *tables, 1),
         "rope_backward": (f(2, R, H, 2 * half), *tables, 3),
@@ -166,6 +170,14 @@ def test_against_the_reference() -> None:
     assert_close("cross_entropy.dh", dh, due_h, h, w, t.reshape(-1), 0.5)
     assert_close("cross_entropy.dw", dw, due_w, h, w, t.reshape(-1), 0.5)
     assert losses.tobytes() == ck.linear_cross_entropy(h, w, t.reshape(-1)).tobytes()
+    few = tuple(z.reshape(-1, 6) if z.ndim == 3 else z for z in c["sampled_softmax"])
+    few = (*few[:2], few[2].reshape(-1), *few[3:])
+    dh, dw = ck.sampled_softmax_backward(*few, 0.5, losses=losses)
+    due_h, due_w = sampled_cross_entropy_backward(*few, 0.5)
+    assert_close("sampled.loss", losses, sampled_cross_entropy(*few), *few)
+    assert_close("sampled.dh", dh, due_h, *few, 0.5)
+    assert_close("sampled.dw", dw, due_w, *few, 0.5)
+    assert losses.tobytes() == ck.sampled_softmax(*few).tobytes()
     x = draw(2, 9, 3, 8)
     tables = ck.rope_tables(9, 8, 10000.0)
     for got, want in (
@@ -193,7 +205,7 @@ def test_adamw_and_the_squared_norm() -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_no_rows_give_no_rows_and_zero_sums(name: str) -> None:
     whole = calls(3, 4, 5)[name]
-    rows = {"w", "b", "cosine", "sine"}
+    rows = {"w", "b", "cosine", "sine", "samples", "log_expected"}
     names = getattr(ck, name).__code__.co_varnames
     args = tuple(
         a if n in rows or not isinstance(a, np.ndarray) else a[:0]

@@ -21,6 +21,11 @@ def update(**options: float) -> None:
     ck.adamw(ONE.copy(), ONE.copy(), ONE.copy(), ONE, **({"lr": 1.0, "step": 1} | options))
 
 
+def sampled(samples: list[int], log_expected: tuple[float, ...] = (0.0, 0.0)) -> None:
+    """The loss among some of two classes."""
+    ck.sampled_softmax(ONE, ONE, [0, 1], np.array(samples, np.int64), list(log_expected))
+
+
 @pytest.mark.parametrize(
     ("call", "error", "told"),
     [
@@ -54,6 +59,10 @@ def update(**options: float) -> None:
         (lambda: ck.cross_entropy(ONE, [0]), ValueError, r"targets has shape \(1,\).*\(2,\)"),
         (lambda: ck.cross_entropy(ONE, [0.0, 1.0]), TypeError, "targets is float64"),
         (lambda: ck.linear_cross_entropy(ONE, ONE, [0]), ValueError, r"\(1,\).*have \(2,\)"),
+        (lambda: sampled([0, 0]), ValueError, "samples has 0 twice, but must be different"),
+        (lambda: sampled([]), ValueError, r"samples has shape \(0,\), but must be \(S,\)"),
+        (lambda: sampled([0, 2]), ValueError, "samples run from 0 to 2, but must be from 0 to 1"),
+        (lambda: sampled([0], (0.0,)), ValueError, r"log_expected has shape \(1,\)"),
         (lambda: ck.embedding(ONE, [-1]), ValueError, "from -1 to -1, but must be from 0 to 1"),
         (lambda: ck.embedding(ONE[0], [0]), ValueError, r"must be \(V, D\)"),
         (lambda: ck.embedding_backward(ONE, [0], 5), ValueError, r"\(1,\), but must have \(2,\)"),
@@ -109,6 +118,9 @@ def test_outputs_beside_the_result_need_memory_of_their_own() -> None:
         lambda: ck.rmsnorm(ONE, ONE[0], out=whole, rrms=pair),
         lambda: ck.attention(q, q, q, out=memory.reshape(1, 2, 1, 3), lse=pair.reshape(1, 1, 2)),
         lambda: ck.linear_cross_entropy_backward(ONE, ONE, [0, 1], losses=pair, out=(whole, None)),
+        lambda: ck.sampled_softmax_backward(
+            ONE, ONE, [0, 1], [0], [0, 0], losses=pair, out=(whole, None)
+        ),
     ):
         with pytest.raises(ValueError, match="memory of its own"):
             call()

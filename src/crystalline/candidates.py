@@ -3,14 +3,15 @@
 Each of the twelve groups of tokens has S classes of its own: what one group happens to leave out
 others see, so a step's gradient is less a matter of chance than with one draw for all.
 
-Class c is among the S samples of a group with probability e(c) = min(1, s q(c)), the one s for which the e(c)
-add up to S; q falls with how often the class stands in the training text.  All arithmetic is on
-whole numbers, e(c) in units of 2^-32, so samples and probabilities are the same on every machine.
+Class c is among the S samples of a group with probability e(c) = min(1, s q(c)), the one s for
+which the e(c) add up to S; q falls with how often the class stands in the training text.  All
+arithmetic is on whole numbers, e(c) in units of 2^-32, so samples and probabilities are the same on
+every machine.
 
 Systematic sampling (Madow 1949) in a random order: the classes, each as long as its e(c), lie in a
 row of length S, and the class at u, u + 1, ..., u + S - 1 is taken, u one draw from [0, 1).  No
 class is longer than 1, so none is taken twice, and each is taken with probability e(c), exactly.
-The groups' u lie a twelfth apart, in a circle, so a class is with 12 e(c) of them, rounded up or down.
+The groups' u lie a twelfth apart, in a circle, so 12 e(c) of them have class c, rounded up or down.
 With S = V every e(c) is 1: all classes are taken, and the loss is the full one.
 """
 

@@ -39,6 +39,7 @@ from crystalline.kernels_products import (
     matmul,
     matmul_backward,
 )
+from crystalline.kernels_sampled import sampled_softmax, sampled_softmax_backward
 from crystalline.kernels_soft import (
     cross_entropy,
     cross_entropy_backward,
@@ -57,5 +58,6 @@ __all__ = [
     "embedding", "embedding_backward", "exp", "linear", "linear_backward", "linear_cross_entropy",
     "linear_cross_entropy_backward", "log", "log_softmax", "log_softmax_backward", "logsumexp",
     "matmul", "matmul_backward", "rmsnorm", "rmsnorm_backward", "rope", "rope_backward",
-    "rope_tables", "softmax", "softmax_backward", "squared_norm", "swiglu", "swiglu_backward",
+    "rope_tables", "sampled_softmax", "sampled_softmax_backward", "softmax", "softmax_backward",
+    "squared_norm", "swiglu", "swiglu_backward",
 ]  # fmt: skip

@@ -115,9 +115,10 @@ def _products(
             team.matmul_dw(dw, d, x, starts(R))
 
 
-def _head(
+def head_operands(
     op: str, h: ArrayLike, w: ArrayLike, targets: ArrayLike
 ) -> tuple[Floats, Floats, Ids]:
+    """What an output projection with a loss takes, checked."""
     x, b = floats(op, "h", h), _matrix(op, "w", w)
     V, D = b.shape
     _inner(op, "the last axis of h", last(op, "h", x), "columns of w", D)
@@ -136,7 +137,7 @@ def linear_cross_entropy(
     """Losses (...) in nats of targets (...) under softmax(h (..., D) @ w (V, D).T), 0 where target
     is -1; logits are never stored whole."""
     op = "linear_cross_entropy"
-    x, b, t = _head(op, h, w, targets)
+    x, b, t = head_operands(op, h, w, targets)
     losses = output(op, "out", out, t.shape)
     if losses.size:
         x, b, t = apart(x, losses), apart(b, losses), apart(t, losses)
@@ -152,7 +153,7 @@ def linear_cross_entropy_backward(
     """dh (..., D) and dw (V, D) of ``scale`` times the sum of the losses; float32 ``losses`` (...)
     gets those too: forward and backward in one, no logit is computed twice."""
     op = "linear_cross_entropy_backward"
-    x, b, t = _head(op, h, w, targets)
+    x, b, t = head_operands(op, h, w, targets)
     told = output(op, "losses", losses, t.shape)
     dh, dw = outputs(op, out, dh=x.shape, dw=b.shape)
     if any(np.may_share_memory(told, a) for a in (dh, dw)):
