@@ -2,7 +2,8 @@
 
 A token's classes are S samples, (S) for all tokens or (R,S), and its own target.  Class c is
 expected e_c times among the samples and stands for 1 / e_c of its kind, so z = h W^T - log e; a
-sample that is the target is left out.  Then it is the cross-entropy of S + 1 classes with the target in the last place.
+sample that is the target is left out.  Then it is the cross-entropy of S + 1 classes with the
+target in the last place.
 """
 
 from __future__ import annotations
