@@ -2,7 +2,7 @@
  *   dx = residual + r (w dy) - x r^3 mean(x w dy);   dw = sum over tokens of dy x r
  * Means along a row run in 16 lanes; dw is one chain in token order over the span.  Forward takes
  * four rows at a time, so that no row's root and divisions are waited for before the next, and
- * fetches the four after them.  Around the caches memory alone is waited for, and row by row does. */
+ * fetches the four after them.  Around the caches two are better: memory has fewer rows to follow. */
 #ifndef CRY_NORM_H
 #define CRY_NORM_H
 
@@ -34,18 +34,22 @@ CRY_INLINE v16 norm_get(const float *x, v16 r, const float *w, int64_t n)
     return v16_mul(v16_mul(v16_get(x, n), r), v16_get(w, n));
 }
 
-/* Rows first .. first + rows; `ahead` where as many follow. */
+/* Rows first .. first + rows; `ahead` where those that lie NORM_ROWS behind them are there.  With
+ * `far` whole lines of y are written around the caches. */
 CRY_INLINE void rmsnorm_some(float *y, float *rrms, const float *x, const float *w, int64_t first,
-                             const int rows, int64_t D, float eps, int ahead)
+                             const int rows, int64_t D, float eps, int ahead, const int far)
 {
     x += first * D, rrms += first;
     norm_roots(rrms, x, rows, D, eps);
     for (int i = 0; i < rows; i++, x += D) {
         v16 r = v16_set(rrms[i]);
-        int64_t j = 0, at = (first + i) * D;
+        int64_t at = (first + i) * D, j = far ? v16_stream_head(y + at, D) : 0;
+        if (j) value_put(y, at, norm_get(x, r, w, j), j);
         for (; j + 16 <= D; j += 16) {
-            if (ahead) __builtin_prefetch(x + rows * D + j, 0, 3); /* it is used soon */
-            value_put(y, at + j, norm_get(x + j, r, w + j, 16), 16);
+            if (ahead) __builtin_prefetch(x + NORM_ROWS * D + j, 0, 3); /* it is used soon */
+            v16 v = norm_get(x + j, r, w + j, 16);
+            if (far) v16_stream(y + at + j, v);
+            else value_put(y, at + j, v, 16);
         }
         if (j < D) value_put(y, at + j, norm_get(x + j, r, w + j, D - j), D - j);
     }
@@ -57,25 +61,18 @@ static void rmsnorm(float *y, float *rrms, const float *x, const float *w, int64
 {
     int64_t i = 0;
     for (; i + NORM_ROWS <= rows; i += NORM_ROWS)
-        rmsnorm_some(y, rrms, x, w, i, NORM_ROWS, D, eps, i + 2 * NORM_ROWS <= rows);
-    for (; i < rows; i++) rmsnorm_some(y, rrms, x, w, i, 1, D, eps, 0);
+        rmsnorm_some(y, rrms, x, w, i, NORM_ROWS, D, eps, i + 2 * NORM_ROWS <= rows, 0);
+    for (; i < rows; i++) rmsnorm_some(y, rrms, x, w, i, 1, D, eps, 0, 0);
 }
 
 /* The same around the caches: for an output that is larger than they are, apart from x. */
 static void rmsnorm_far(float *y, float *rrms, const float *x, const float *w, int64_t rows,
                         int64_t D, float eps)
 {
-    for (int64_t i = 0; i < rows; i++, x += D, y += D) {
-        norm_roots(rrms + i, x, 1, D, eps);
-        v16 r = v16_set(rrms[i]);
-        int64_t head = v16_stream_head(y, D), j = head;
-        if (head) v16_put(y, norm_get(x, r, w, head), head);
-        for (; j + 16 <= D; j += 16) {
-            fetch_ahead(x + j, NORM_ROWS * D, i + NORM_ROWS < rows);
-            v16_stream(y + j, norm_get(x + j, r, w + j, 16));
-        }
-        if (j < D) v16_put(y + j, norm_get(x + j, r, w + j, D - j), D - j);
-    }
+    int64_t i = 0;
+    for (; i + 2 <= rows; i += 2)
+        rmsnorm_some(y, rrms, x, w, i, 2, D, eps, i + 2 + NORM_ROWS <= rows, 1);
+    if (i < rows) rmsnorm_some(y, rrms, x, w, i, 1, D, eps, 0, 1);
     v16_stream_end();
 }
 

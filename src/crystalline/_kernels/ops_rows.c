@@ -41,7 +41,8 @@ cry_status cry_rmsnorm(const cry_team *team, float *y, float *rrms, const float 
     if (R < 0 || D <= 0) return CRY_BAD_SHAPE;
     rows_job job = {.team = team, .out = y, .out2 = rrms, .in = x, .in2 = w, .D = D, .eps = eps,
                     .far = y != x && cry_far(R, D, 256)};
-    run_rows(&job, R, D, rmsnorm_task);
+    /* Long spans have few rows that are not fetched ahead. */
+    run_rows(&job, R, job.far ? cry_ceil(D, 8) : D, rmsnorm_task);
     return CRY_OK;
 }
 
