@@ -51,9 +51,20 @@ def build(who: str, case: dict[str, Any], threads: int) -> Callable[[], Any]:
         *rows, columns = shape
         wide = [*rows, 2 * columns if op == "SwiGLU" else columns]
         arrays = [rng.standard_normal(wide, np.float32)]
+    arrays = [_aligned(a) for a in arrays]
     if who == OURS:
         return _ours(op, threads, arrays)
     return _torch(op, threads, arrays, who == "compiled")
+
+
+def _aligned(a: Any) -> Any:
+    """A copy that begins with a cache line, as the arrays of a model and of the limit's copy do."""
+    line = 16  # floats
+    room = np.empty(a.size + line, np.float32)
+    begin = -(room.ctypes.data // 4) % line
+    copy = room[begin : begin + a.size].reshape(a.shape)
+    copy[...] = a
+    return copy
 
 
 def _ours(op: str, threads: int, arrays: list[Any]) -> Callable[[], Any]:
@@ -68,9 +79,9 @@ def _ours(op: str, threads: int, arrays: list[Any]) -> Callable[[], Any]:
         return lambda: team.adamw(*arrays, **settings)
     R, D = x.shape
     if op == "SwiGLU":
-        act = np.empty((R, D // 2), np.float32)
+        act = _aligned(np.empty((R, D // 2), np.float32))
         return lambda: team.swiglu(act, x)
-    y = np.empty_like(x)
+    y = _aligned(x)
     if op == "softmax":
         return lambda: team.softmax(y, x)
     rrms, w = np.empty(R, np.float32), np.ones(D, np.float32)

@@ -112,6 +112,8 @@ cdef extern from "crystalline/kernels.h" nogil:
         void (*logsumexp)(float *y, const float *x, int64_t rows, int64_t V) noexcept nogil
         void (*cross_entropy_bwd)(float *dz, const float *dlosses, const float *z,
                  const int32_t *targets, int64_t rows, int64_t V) noexcept nogil
+        void (*rmsnorm_far)(float *y, float *rrms, const float *x, const float *w, int64_t rows,
+                 int64_t D, float eps) noexcept nogil
     ctypedef uint16_t cry_bf16
     ctypedef struct cry_bf16_kernels:
         void (*pack)(float *panel, const float *b, int64_t ks, int64_t ns, int64_t k,

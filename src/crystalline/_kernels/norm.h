@@ -1,7 +1,8 @@
 /* RMSNorm.  r = 1 / sqrt(mean(x^2) + eps),  y = x r w
  *   dx = residual + r (w dy) - x r^3 mean(x w dy);   dw = sum over tokens of dy x r
- * Means along a row run in 16 lanes; dw is one chain in token order over the span.  Forward
- * takes four rows at a time, so that no row's root and divisions are waited for before the next. */
+ * Means along a row run in 16 lanes; dw is one chain in token order over the span.  Forward takes
+ * four rows at a time, so that no row's root and divisions are waited for before the next, and
+ * fetches the four after them.  Around the caches two are better: memory has fewer rows to follow. */
 #ifndef CRY_NORM_H
 #define CRY_NORM_H
 
@@ -9,28 +10,49 @@
 
 enum { NORM_ROWS = 4 };
 
-/* Rows first .. first + rows. */
-CRY_INLINE void rmsnorm_some(float *y, float *rrms, const float *x, const float *w, int64_t first,
-                             const int rows, int64_t D, float eps)
+/* r(rows) of x(rows,D); rows is NORM_ROWS at most. */
+CRY_INLINE void norm_roots(float *r, const float *x, const int rows, int64_t D, float eps)
 {
-    x += first * D, rrms += first;
-    v16 s[NORM_ROWS], r[NORM_ROWS];
-    for (int i = 0; i < rows; i++) {
-        s[i] = v16_zero();
-        for (int64_t j = 0; j < D; j += 16) {
-            v16 v = v16_get(x + i * D + j, D - j);
+    v16 s[NORM_ROWS];
+    for (int i = 0; i < rows; i++) s[i] = v16_zero();
+    int64_t j = 0;
+    for (; j + 16 <= D; j += 16)
+        for (int i = 0; i < rows; i++) {
+            v16 v = v16_load(x + i * D + j);
             s[i] = v16_fma(v, v, s[i]);
         }
-    }
-    for (int i = 0; i < rows; i++) {
-        rrms[i] = 1.0f / sqrtf(v16_sum(s[i]) / (float)D + eps);
-        r[i] = v16_set(rrms[i]);
-    }
-    for (int i = 0; i < rows; i++)
-        for (int64_t j = 0; j < D; j += 16) {
-            v16 v = v16_mul(v16_get(x + i * D + j, D - j), r[i]);
-            value_put(y, (first + i) * D + j, v16_mul(v, v16_get(w + j, D - j)), D - j);
+    if (j < D)
+        for (int i = 0; i < rows; i++) {
+            v16 v = v16_load_n(x + i * D + j, D - j, 0.0f);
+            s[i] = v16_fma(v, v, s[i]);
         }
+    for (int i = 0; i < rows; i++) r[i] = 1.0f / sqrtf(v16_sum(s[i]) / (float)D + eps);
+}
+
+CRY_INLINE v16 norm_get(const float *x, v16 r, const float *w, int64_t n)
+{
+    return v16_mul(v16_mul(v16_get(x, n), r), v16_get(w, n));
+}
+
+/* Rows first .. first + rows; `ahead` where those that lie NORM_ROWS behind them are there.  With
+ * `far` whole lines of y are written around the caches. */
+CRY_INLINE void rmsnorm_some(float *y, float *rrms, const float *x, const float *w, int64_t first,
+                             const int rows, int64_t D, float eps, int ahead, const int far)
+{
+    x += first * D, rrms += first;
+    norm_roots(rrms, x, rows, D, eps);
+    for (int i = 0; i < rows; i++, x += D) {
+        v16 r = v16_set(rrms[i]);
+        int64_t at = (first + i) * D, j = far ? v16_stream_head(y + at, D) : 0;
+        if (j) value_put(y, at, norm_get(x, r, w, j), j);
+        for (; j + 16 <= D; j += 16) {
+            if (ahead) __builtin_prefetch(x + NORM_ROWS * D + j, 0, 3); /* it is used soon */
+            v16 v = norm_get(x + j, r, w + j, 16);
+            if (far) v16_stream(y + at + j, v);
+            else value_put(y, at + j, v, 16);
+        }
+        if (j < D) value_put(y, at + j, norm_get(x + j, r, w + j, D - j), D - j);
+    }
 }
 
 /* y(rows,D), rrms(rows) from x(rows,D), w(D). */
@@ -38,8 +60,20 @@ static void rmsnorm(float *y, float *rrms, const float *x, const float *w, int64
                     float eps)
 {
     int64_t i = 0;
-    for (; i + NORM_ROWS <= rows; i += NORM_ROWS) rmsnorm_some(y, rrms, x, w, i, NORM_ROWS, D, eps);
-    for (; i < rows; i++) rmsnorm_some(y, rrms, x, w, i, 1, D, eps);
+    for (; i + NORM_ROWS <= rows; i += NORM_ROWS)
+        rmsnorm_some(y, rrms, x, w, i, NORM_ROWS, D, eps, i + 2 * NORM_ROWS <= rows, 0);
+    for (; i < rows; i++) rmsnorm_some(y, rrms, x, w, i, 1, D, eps, 0, 0);
+}
+
+/* The same around the caches: for an output that is larger than they are, apart from x. */
+static void rmsnorm_far(float *y, float *rrms, const float *x, const float *w, int64_t rows,
+                        int64_t D, float eps)
+{
+    int64_t i = 0;
+    for (; i + 2 <= rows; i += 2)
+        rmsnorm_some(y, rrms, x, w, i, 2, D, eps, i + 2 + NORM_ROWS <= rows, 1);
+    if (i < rows) rmsnorm_some(y, rrms, x, w, i, 1, D, eps, 0, 1);
+    v16_stream_end();
 }
 
 /* dx(rows,D), dw(D) from dy(rows,D). */

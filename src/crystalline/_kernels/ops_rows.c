@@ -8,7 +8,7 @@ typedef struct rows_job {
     const float *in, *in2, *in3, *in4, *in5;
     int64_t rows, D, stride, heads, position, T, span;
     float eps;
-    int inverse;
+    int inverse, far;
     const cry_branch *branches;
 } rows_job;
 
@@ -31,15 +31,18 @@ static void rmsnorm_task(void *context, int64_t task, int thread)
 {
     rows_job *w = context;
     SPAN_OF(w, task);
-    kernels->rmsnorm(w->out + at * w->D, w->out2 + at, w->in + at * w->D, w->in2, n, w->D, w->eps);
+    (w->far ? kernels->rmsnorm_far : kernels->rmsnorm)(w->out + at * w->D, w->out2 + at,
+                                                       w->in + at * w->D, w->in2, n, w->D, w->eps);
 }
 
 cry_status cry_rmsnorm(const cry_team *team, float *y, float *rrms, const float *x, const float *w,
                        int64_t R, int64_t D, float eps)
 {
     if (R < 0 || D <= 0) return CRY_BAD_SHAPE;
-    rows_job job = {.team = team, .out = y, .out2 = rrms, .in = x, .in2 = w, .D = D, .eps = eps};
-    run_rows(&job, R, D, rmsnorm_task);
+    rows_job job = {.team = team, .out = y, .out2 = rrms, .in = x, .in2 = w, .D = D, .eps = eps,
+                    .far = y != x && cry_far(R, D, 256)};
+    /* Long spans have few rows that are not fetched ahead. */
+    run_rows(&job, R, job.far ? cry_ceil(D, 8) : D, rmsnorm_task);
     return CRY_OK;
 }
 

@@ -14,7 +14,7 @@ typedef struct soft_job {
  * more for every one of 144 leaves; and never less than 4096 numbers. */
 static void run_soft(soft_job *w, int64_t R, int64_t V, cry_task *task)
 {
-    int64_t many = cry_smaller((1 << 17) / V, cry_ceil(R, 144)), few = 4096 / V;
+    int64_t many = cry_smaller((1 << 18) / V, cry_ceil(R, 144)), few = 4096 / V;
     w->rows = R;
     w->V = V;
     w->span = many > few ? many : few > 1 ? few : 1;
@@ -26,10 +26,9 @@ static void run_soft(soft_job *w, int64_t R, int64_t V, cry_task *task)
     const cry_kernels *kernels = (w)->team->kernels; \
     (void)thread
 
-/* An output of 32 MiB does not stay in the caches: writing around them spares reading it first. */
 int64_t cry_need_softmax(int64_t R, int64_t V)
 {
-    return R > 0 && V > 0 && R >= (1 << 23) / V ? cry_round64(V) : 0;
+    return R > 0 && cry_far(R, V, 512) ? cry_round64(V) : 0;
 }
 
 static void softmax_task(void *context, int64_t task, int thread)

@@ -307,6 +307,13 @@ CRY_INLINE void v16_transpose(v16 r[16])
 
 CRY_INLINE v16 v16_zero(void) { return v16_set(0.0f); }
 
+/* How many of the n floats at p lie before the first address that v16_stream may have. */
+CRY_INLINE int64_t v16_stream_head(const float *p, int64_t n)
+{
+    int64_t head = (int64_t)((64 - ((uintptr_t)p & 63)) & 63) / 4;
+    return head < n ? head : n;
+}
+
 /* Adding and taking away 1.5 * 2^23 rounds to nearest even with plain additions. */
 CRY_INLINE v16 v16_round(v16 a)
 {

@@ -86,24 +86,72 @@ static void row_scale(float *y, int64_t V, float factor)
 static void row_scale_stream(float *y, const float *e, int64_t V, float factor)
 {
     v16 f = v16_set(factor);
-    int64_t j = (int64_t)((64 - ((uintptr_t)y & 63)) & 63) / 4;
-    j = j < V ? j : V;
+    int64_t j = v16_stream_head(y, V);
     if (j) v16_store_n(y, v16_mul(v16_load_n(e, j, 0.0f), f), j);
     for (; j + 16 <= V; j += 16) v16_stream(y + j, v16_mul(v16_load(e + j), f));
     if (j < V) v16_store_n(y + j, v16_mul(v16_load_n(e + j, V - j, 0.0f), f), V - j);
     v16_stream_end();
 }
 
+/* Softmax around the caches has three rows at work, so that memory is read and written evenly while
+ * exp keeps the processor busy: exp of row x; the maximum of the row after it; and the row before it,
+ * whose exp waits in e(V), on its way to y(V). */
+typedef struct soft_flow {
+    const float *x;
+    float *y, *e;          /* y: NULL at the first row */
+    int64_t V, head, left; /* head: floats of y before a line; left: floats of x behind this row */
+    v16 max, sum, next_max, factor;
+} soft_flow;
+
+enum { FLOW_FETCH = 4096 }; /* floats that the reading of the next row is fetched ahead */
+
+/* Columns j .. j + 16 of x; `whole` where they, and as many behind them, are inside the row.  What goes
+ * from e to y lies at j or behind: this row has not come there yet. */
+CRY_INLINE void soft_flow_step(soft_flow *f, int64_t j, const int whole)
+{
+    int64_t n = whole ? 16 : f->V - j, at = j + f->head, rest = whole ? 16 : f->V - at;
+    const float *next = f->x + f->V + j;
+    v16 v = v16_exp(v16_sub(v16_get_or(f->x + j, n, -INFINITY), f->max));
+    f->sum = v16_add(f->sum, v);
+    if (f->left) f->next_max = v16_max(v16_get_or(next, n, -INFINITY), f->next_max);
+    fetch_ahead(next, FLOW_FETCH, j + FLOW_FETCH < f->left);
+    if (f->y && rest >= 16) v16_stream(f->y + at, v16_mul(v16_load(f->e + at), f->factor));
+    else if (f->y && rest > 0)
+        v16_store_n(f->y + at, v16_mul(v16_load_n(f->e + at, rest, 0.0f), f->factor), rest);
+    v16_put(f->e + j, v, n);
+}
+
+static void softmax_far(float *y, const float *x, int64_t rows, int64_t V, float *e)
+{
+    soft_flow f = {.e = e, .V = V};
+    float max = row_max(x, V), factor = 0.0f;
+    for (int64_t i = 0; i < rows; i++, x += V, y += V) {
+        f.x = x, f.left = (rows - 1 - i) * V;
+        f.y = i ? y - V : 0;
+        f.head = i ? v16_stream_head(f.y, V) : 0;
+        f.max = v16_set(max), f.factor = v16_set(factor);
+        f.sum = v16_zero(), f.next_max = v16_set(-INFINITY);
+        if (f.head) v16_put(f.y, v16_mul(v16_get(e, f.head), f.factor), f.head);
+        int64_t j = 0;
+        for (; j + 32 <= V; j += 16) soft_flow_step(&f, j, 1);
+        for (; j < V; j += 16) soft_flow_step(&f, j, 0);
+        max = v16_maxall(f.next_max);
+        factor = 1.0f / v16_sum(f.sum);
+    }
+    row_scale_stream(y - V, e, V, factor);
+}
+
 /* y(rows,V), which may be x.  With scratch(V) y, then not x, is written around the caches: for an
  * output larger than they are. */
 static void softmax(float *y, const float *x, int64_t rows, int64_t V, float *scratch)
 {
+    if (scratch && rows > 0) {
+        softmax_far(y, x, rows, V, scratch);
+        return;
+    }
     for (int64_t i = 0; i < rows; i++, x += V, y += V) {
-        float *e = scratch ? scratch : y;
         float m = row_max(x, V);
-        float sum = row_exp_sum(e, x, V, m, V <= FETCH_MOST && i + 1 < rows);
-        if (scratch) row_scale_stream(y, e, V, 1.0f / sum);
-        else row_scale(y, V, 1.0f / sum);
+        row_scale(y, V, 1.0f / row_exp_sum(y, x, V, m, V <= FETCH_MOST && i + 1 < rows));
     }
 }
 

@@ -18,6 +18,14 @@ static inline int64_t cry_ceil(int64_t n, int64_t by) { return (n + by - 1) / by
 static inline int64_t cry_smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 static inline int64_t cry_round64(int64_t floats) { return cry_ceil(floats, 16) * 16; }
 
+/* Whether an output (R,V) is written around the caches.  One of 32 MiB would not stay in them, and to
+ * be written through them it is first read.  Rows of less than `least` are shorter than that pays:
+ * their ends, which are seldom whole lines, count too much. */
+static inline int cry_far(int64_t R, int64_t V, int64_t least)
+{
+    return V >= least && R >= (1 << 23) / V;
+}
+
 /* A matrix product cut into a grid of tasks, each some rows by some panels of columns. */
 typedef struct cry_grid {
     int64_t rows, cols;         /* of one task */

@@ -216,6 +216,10 @@ typedef struct cry_kernels {
     /* dz(rows,V) = (softmax(z) - [j = target]) dloss, zero where the target is -1. */
     void (*cross_entropy_bwd)(float *dz, const float *dlosses, const float *z,
                               const int32_t *targets, int64_t rows, int64_t V);
+
+    /* As rmsnorm, y written around the caches and not x: for an output larger than they are. */
+    void (*rmsnorm_far)(float *y, float *rrms, const float *x, const float *w, int64_t rows, int64_t D,
+                        float eps);
 } cry_kernels;
 
 /* bf16: the upper half of a float32. */
