@@ -21,14 +21,14 @@
 
 #define TILE_N (16 * TILE_V)
 enum {
-    K_BLOCK = 512, /* steps of the sum between which c is read and written */
+    K_BLOCK = 1024, /* steps of the sum between which c is read and written */
     T_BLOCK = 256, /* the same for weight gradients: a panel block of 32 KiB */
     T_STEPS = T_BLOCK * OPERAND_STEPS,
     BESIDE = 32, /* steps of a tile beside which one of the next block is copied */
-    ASKED = 8 * OPERAND_STEPS,
+    ASKED = 8 * OPERAND_STEPS, /* how many steps before its copy a line is asked for */
     M_BLOCK = 48,  /* columns of a transposed left operand that are taken together */
     N_BLOCK = 256, /* columns of a weight gradient whose group sums are on the stack */
-    COPY_ROWS = 96, COPY_LD = K_BLOCK + 16,
+    COPY_ROWS = 48, COPY_LD = K_BLOCK + 16,
 };
 
 #define UNROLL _Pragma("GCC unroll 16")
