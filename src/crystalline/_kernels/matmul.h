@@ -21,11 +21,14 @@
 
 #define TILE_N (16 * TILE_V)
 enum {
-    K_BLOCK = 512, /* steps of the sum between which c is read and written */
+    K_BLOCK = 1024, /* steps of the sum between which c is read and written */
     T_BLOCK = 256, /* the same for weight gradients: a panel block of 32 KiB */
+    T_STEPS = T_BLOCK * OPERAND_STEPS,
+    BESIDE = 32, /* steps of a tile beside which one of the next block is copied */
+    ASKED = 8 * OPERAND_STEPS, /* how many steps before its copy a line is asked for */
     M_BLOCK = 48,  /* columns of a transposed left operand that are taken together */
     N_BLOCK = 256, /* columns of a weight gradient whose group sums are on the stack */
-    COPY_ROWS = 96, COPY_LD = K_BLOCK + 16,
+    COPY_ROWS = 48, COPY_LD = K_BLOCK + 16,
 };
 
 #define UNROLL _Pragma("GCC unroll 16")
@@ -115,6 +118,38 @@ CRY_INLINE void tile_branch(cry_tile acc, const int mr, const int nv, float *c, 
     tile_store(acc, mr, nv, c, ldc, n);
 }
 
+/* k steps of m columns on their way into a block: one element of each every BESIDE steps of the tiles
+ * that run meanwhile, which hides the copying among the multiplications. */
+typedef struct columns_ahead {
+    float *block;
+    const float *a;
+    int64_t rs, cs, m, k;
+    int64_t beside, copied; /* steps that can be copied so, or were */
+} columns_ahead;
+
+CRY_INLINE void columns_ask(const columns_ahead *w, int64_t t)
+{
+    UNROLL for (int s = 0; s < OPERAND_STEPS; s++)
+        UNROLL for (int i = 0; i < M_BLOCK; i += 16 * OPERAND_STEPS)
+            __builtin_prefetch(operand_at(w->a, (t + s) * w->cs + i), 0, 2);
+}
+
+CRY_INLINE void columns_one(columns_ahead *w)
+{
+    if (w->copied >= w->beside) return;
+    operand_step(w->block + w->copied / OPERAND_STEPS * M_BLOCK, operand_at(w->a, w->copied * w->cs),
+                 w->cs, M_BLOCK, OPERAND_STEPS);
+    columns_ask(w, w->copied + ASKED);
+    w->copied += OPERAND_STEPS;
+}
+
+static void columns_rest(columns_ahead *w)
+{
+    if (w->copied < w->k)
+        operand_columns(w->block + w->copied / OPERAND_STEPS * M_BLOCK, M_BLOCK,
+                        operand_at(w->a, w->copied * w->cs), w->rs, w->cs, w->m, w->k - w->copied);
+}
+
 /* Everything a tile needs beside its constant size: acc = init + a b, which goes to c, or by its
  * branch of the tree through q to c. */
 typedef struct tile_job {
@@ -123,9 +158,7 @@ typedef struct tile_job {
     int64_t ldc, ldq, ldi, rs, cs, ldb, n, k;
     const cry_branch *branch;
     int narrow; /* c holds operands, not floats */
-    /* What will be read next: each tile asks for `rows_ahead` rows of it, `width` numbers each. */
-    const float *ahead;
-    int64_t ahead_stride, rows_ahead, width;
+    columns_ahead *ahead; /* what is copied meanwhile, or NULL */
 } tile_job;
 
 CRY_INLINE void tile_do(const tile_job *w, const int mr, const int nv)
@@ -133,7 +166,12 @@ CRY_INLINE void tile_do(const tile_job *w, const int mr, const int nv)
     cry_tile acc;
     if (w->init) tile_load(acc, mr, nv, w->init, w->ldi, w->n);
     else tile_zero(acc, mr, nv);
-    tile_run(acc, mr, nv, w->k, w->a, w->rs, w->cs, w->b, w->ldb);
+    int64_t some = w->ahead ? BESIDE : w->k;
+    for (int64_t t = 0; t < w->k; t += some) {
+        tile_run(acc, mr, nv, cry_min(some, w->k - t), w->a + t * w->cs, w->rs, w->cs, w->b + t * w->ldb,
+                 w->ldb);
+        if (w->ahead) columns_one(w->ahead);
+    }
     if (w->branch) tile_branch(acc, mr, nv, w->c, w->ldc, w->q, w->ldq, w->n, w->branch);
     else if (OPERAND_NARROW && w->narrow) tile_store_narrow(acc, mr, nv, w->c, w->ldc, w->n);
     else tile_store(acc, mr, nv, w->c, w->ldc, w->n);
@@ -180,11 +218,6 @@ static void tile_column(tile_job job, int64_t m)
         for (int64_t r = next; r < next + rows; r++) {
             __builtin_prefetch(out_at(&job, r * job.ldc), 1, 3);
             if (TILE_V > 1 && job.n > 16) __builtin_prefetch(out_at(&job, r * job.ldc + 16), 1, 3);
-        }
-        for (int64_t r = 0; r < job.rows_ahead; r++) {
-            for (int64_t u = 0; u < job.width; u += 16 * OPERAND_STEPS)
-                __builtin_prefetch(operand_at(job.ahead, u), 0, 2);
-            job.ahead = operand_at(job.ahead, job.ahead_stride);
         }
         tile_rows[rows](&job);
         job.c = out_at(&job, TILE_M * job.ldc);
@@ -255,56 +288,84 @@ static void gemm_unpacked(float *c, int64_t ldc, const float *init, const float 
     }
 }
 
-/* Where the running sums of a weight gradient are: q between the groups of a branch, s between the
- * blocks of a group. */
-typedef struct tree_sums {
-    float *q, *s;
-    int64_t ldq, lds;
-} tree_sums;
+/* A weight gradient c(m,n) from packed b and a, whose columns are copied in blocks, over the tokens of
+ * the branches.  Running sums are in q between the groups of a branch, in s between the blocks of a
+ * group; both lie as c does, or are NULL where nothing need outlast the call.  first, last: whether
+ * the first chain begins here, and the last one ends. */
+typedef struct tree_job {
+    float *c, *q, *s;
+    const float *a, *panels;
+    int64_t ld, rs, cs, m, n, length;
+    const cry_branch *branches;
+    int count, first, last;
+} tree_job;
 
-/* A block of the left operand of a weight gradient: k tokens of m columns, and where the next one is. */
-typedef struct tree_part {
-    const float *a, *next;
-    int64_t rs, cs, m, k;
-} tree_part;
+/* A block of it: rows i and columns j of c, token t of group g. */
+typedef struct tree_place {
+    int64_t i, j, t;
+    int g;
+} tree_place;
 
-/* One block of tokens of one group: sums start at zero or from s, and go to s, or by the branch to c. */
-static void tree_block(tile_job job, tree_part part, const float *panels, int64_t length, int64_t n,
-                       tree_sums sums, int starts)
+static int tree_next(const tree_job *w, tree_place *at)
 {
-    float block[M_BLOCK * T_BLOCK] __attribute__((aligned(64)));
-    float *c = job.c;
-    int64_t down = (part.m + TILE_M - 1) / TILE_M, tiles = down * ((n + TILE_N - 1) / TILE_N);
-    job.a = block, job.rs = 1, job.cs = M_BLOCK, job.ldb = TILE_N;
-    job.ldi = sums.lds, job.ldq = sums.ldq;
-    job.k = operand_columns(block, M_BLOCK, part.a, part.rs, part.cs, part.m, part.k);
-    job.ahead_stride = part.cs, job.width = part.m, job.rows_ahead = (part.k + tiles - 1) / tiles;
-    if (!job.branch) job.ldc = sums.lds;
-    for (int64_t j = 0; j < n; j += TILE_N) {
-        job.c = job.branch ? c + j : sums.s + j;
-        job.q = job.branch ? sums.q + j : 0;
-        job.init = starts ? 0 : sums.s + j;
-        job.b = panels + j * length;
-        job.n = cry_min(TILE_N, n - j);
-        job.ahead = operand_at(part.next, j / TILE_N * down * job.rows_ahead * part.cs);
-        tile_column(job, part.m);
-    }
+    at->t += T_STEPS;
+    if (at->t < w->branches[at->g].end - w->branches[at->g].begin) return 1;
+    at->t = 0;
+    if (++at->g < w->count) return 1;
+    at->g = 0;
+    if ((at->j += N_BLOCK) < w->n) return 1;
+    at->j = 0;
+    return (at->i += M_BLOCK) < w->m;
 }
 
-/* One group's chain, block by block, by its branch into c.  first, last: whether the chain begins and
- * ends here, or comes from and goes on in s.  part.k counts all of its tokens. */
-static void tree_chain(float *c, int64_t ldc, tree_sums sums, tree_part part, const float *panels,
-                       int64_t length, int64_t n, const cry_branch *branch, int first, int last)
+static columns_ahead tree_columns(const tree_job *w, const tree_place *at, float *block)
 {
-    const int64_t most = T_BLOCK * OPERAND_STEPS;
-    for (int64_t t = 0; t < part.k; t += most) {
-        int ends = t + most >= part.k;
-        tile_job job = {.c = c, .ldc = ldc, .branch = last && ends ? branch : 0};
-        tree_part now = part;
-        now.a = operand_at(part.a, t * part.cs);
-        now.k = cry_min(most, part.k - t);
-        if (!ends) now.next = operand_at(now.a, most * part.cs);
-        tree_block(job, now, panels + t / OPERAND_STEPS * TILE_N, length, n, sums, first && t == 0);
+    const cry_branch *b = w->branches + at->g;
+    int64_t begin = b->begin + at->t, m = cry_min(M_BLOCK, w->m - at->i);
+    int64_t k = cry_min(T_STEPS, b->end - begin);
+    return (columns_ahead){block, operand_at(w->a, at->i * w->rs + begin * w->cs), w->rs, w->cs,
+                           m, k, m == M_BLOCK && w->rs == 1 ? k / OPERAND_STEPS * OPERAND_STEPS : 0, 0};
+}
+
+/* The tiles of one block, whose columns are copied, while those of the next one are. */
+static void tree_block(const tree_job *w, const tree_place *at, const columns_ahead *now,
+                       columns_ahead *next, float *own_q, float *own_s)
+{
+    const cry_branch *b = w->branches + at->g;
+    int starts = at->t == 0 && (at->g > 0 || w->first);
+    int ends = at->t + T_STEPS >= b->end - b->begin && (at->g + 1 < w->count || w->last);
+    int64_t offset = at->i * w->ld + at->j, n = cry_min(N_BLOCK, w->n - at->j);
+    float *q = w->q ? w->q + offset : own_q, *s = w->s ? w->s + offset : own_s;
+    const float *panels = w->panels + at->j * w->length + (b->at + at->t / OPERAND_STEPS) * TILE_N;
+    tile_job job = {.a = now->block, .rs = 1, .cs = M_BLOCK, .ldb = TILE_N, .ahead = next,
+                    .k = (now->k + OPERAND_STEPS - 1) / OPERAND_STEPS, .branch = ends ? b : 0,
+                    .ldq = w->q ? w->ld : N_BLOCK, .ldi = w->s ? w->ld : N_BLOCK};
+    job.ldc = ends ? w->ld : job.ldi;
+    if (next->beside)
+        for (int64_t t = 0; t < ASKED; t += OPERAND_STEPS) columns_ask(next, t);
+    for (int64_t j = 0; j < n; j += TILE_N) {
+        job.c = ends ? w->c + offset + j : s + j;
+        job.q = q + j;
+        job.init = starts ? 0 : s + j;
+        job.b = panels + j * w->length;
+        job.n = cry_min(TILE_N, n - j);
+        tile_column(job, now->m);
+    }
+    columns_rest(next);
+}
+
+static void tree_run(const tree_job *w)
+{
+    float q[M_BLOCK * N_BLOCK] __attribute__((aligned(64)));
+    float s[M_BLOCK * N_BLOCK] __attribute__((aligned(64)));
+    float blocks[2][M_BLOCK * T_BLOCK] __attribute__((aligned(64)));
+    tree_place at = {0, 0, 0, 0}, then = at;
+    columns_ahead now = tree_columns(w, &at, blocks[0]), next;
+    columns_rest(&now);
+    for (int more = 1, turn = 1; more; at = then, now = next, turn = !turn) {
+        more = tree_next(w, &then);
+        next = more ? tree_columns(w, &then, blocks[turn]) : (columns_ahead){.k = 0};
+        tree_block(w, &at, &now, &next, q, s);
     }
 }
 
@@ -312,37 +373,19 @@ static void gemm_tree(float *c, int64_t ldc, const float *a, int64_t rs, int64_t
                       const float *panels, int64_t m, int64_t n, int64_t length,
                       const cry_branch *branches, int count)
 {
-    float q[M_BLOCK * N_BLOCK] __attribute__((aligned(64)));
-    float s[M_BLOCK * N_BLOCK] __attribute__((aligned(64)));
-    const tree_sums sums = {q, s, N_BLOCK, N_BLOCK};
-    for (int64_t i = 0; i < m; i += M_BLOCK)
-        for (int64_t j = 0; j < n; j += N_BLOCK)
-            for (int g = 0; g < count; g++) {
-                const cry_branch *b = branches + g;
-                int64_t after = g + 1 < count ? i * rs + b[1].begin * cs
-                                              : (i + M_BLOCK) * rs + branches->begin * cs;
-                tree_part part = {operand_at(a, i * rs + b->begin * cs), operand_at(a, after), rs, cs,
-                                  cry_min(M_BLOCK, m - i), b->end - b->begin};
-                tree_chain(c + i * ldc + j, ldc, sums, part, panels + j * length + b->at * TILE_N,
-                           length, cry_min(N_BLOCK, n - j), b, 1, 1);
-            }
+    tree_job job = {c, 0, 0, a, panels, ldc, rs, cs, m, n, length, branches, count, 1, 1};
+    if (m > 0 && n > 0 && count > 0) tree_run(&job);
 }
 
 static void gemm_branch(float *c, float *q, float *s, int64_t ld, const float *a, int64_t rs,
                         int64_t cs, const float *panels, int64_t m, int64_t n, int64_t k,
                         const cry_branch *branch, int first_block, int last_block)
 {
-    float own[M_BLOCK * N_BLOCK] __attribute__((aligned(64)));
     int64_t length = (k + OPERAND_STEPS - 1) / OPERAND_STEPS;
-    for (int64_t i = 0; i < m; i += M_BLOCK)
-        for (int64_t j = 0; j < n; j += N_BLOCK) {
-            int64_t at = i * ld + j;
-            tree_sums sums = {q + at, s ? s + at : own, ld, s ? ld : N_BLOCK};
-            tree_part part = {operand_at(a, i * rs), operand_at(a, (i + M_BLOCK) * rs), rs, cs,
-                              cry_min(M_BLOCK, m - i), k};
-            tree_chain(c + at, ld, sums, part, panels + j * length, length, cry_min(N_BLOCK, n - j),
-                       branch, first_block, last_block);
-        }
+    cry_branch part = *branch;
+    part.begin = part.at = 0, part.end = k;
+    tree_job job = {c, q, s, a, panels, ld, rs, cs, m, n, length, &part, 1, first_block, last_block};
+    if (m > 0 && n > 0) tree_run(&job);
 }
 
 #endif

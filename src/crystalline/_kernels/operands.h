@@ -16,16 +16,21 @@ CRY_INLINE v16 operand_fma(v16 a, v16 b, v16 c) { return v16_fma(a, b, c); }
 CRY_INLINE const float *operand_at(const float *a, int64_t offset) { return a + offset; }
 CRY_INLINE v16 operand_set(const float *a) { return v16_set(*a); }
 
-/* block(k, ld) = the m columns of k steps of a; returns k in elements. */
-static int64_t operand_columns(float *block, int64_t ld, const float *a, int64_t rs, int64_t cs,
-                               int64_t m, int64_t k)
+/* to(m) = one element of each of m columns that are neighbours; `left` steps of the sum exist. */
+CRY_INLINE void operand_step(float *to, const float *a, int64_t cs, int64_t m, int64_t left)
+{
+    (void)cs, (void)left;
+    for (int64_t i = 0; i < m; i += 16) v16_put(to + i, v16_get(a + i, m - i), m - i);
+}
+
+/* block(k, ld) = the m columns of k steps of a. */
+static void operand_columns(float *block, int64_t ld, const float *a, int64_t rs, int64_t cs,
+                            int64_t m, int64_t k)
 {
     for (int64_t t = 0; t < k; t++, block += ld, a += cs)
-        if (rs == 1)
-            for (int64_t i = 0; i < m; i += 16) v16_put(block + i, v16_get(a + i, m - i), m - i);
+        if (rs == 1) operand_step(block, a, cs, m, 1);
         else
             for (int64_t i = 0; i < m; i++) block[i] = a[i * rs];
-    return k;
 }
 
 /* Rows t of b, 16 columns of it from one address, as elements. */
@@ -79,17 +84,21 @@ CRY_INLINE __m512i widened(const uint16_t *p, int64_t n)
                   : _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(v16_mask(n), p));
 }
 
-static int64_t operand_columns(float *block, int64_t ld, const float *a, int64_t rs, int64_t cs,
-                               int64_t m, int64_t k)
+CRY_INLINE void operand_step(float *to, const float *a, int64_t cs, int64_t m, int64_t left)
 {
     const uint16_t *x = (const uint16_t *)a;
+    for (int64_t i = 0; i < m; i += 16) {
+        __m512i high = left > 1 ? widened(x + cs + i, m - i) : _mm512_setzero_si512();
+        v16_put(to + i, paired(widened(x + i, m - i), high), m - i);
+    }
+}
+
+static void operand_columns(float *block, int64_t ld, const float *a, int64_t rs, int64_t cs,
+                            int64_t m, int64_t k)
+{
     (void)rs; /* 1: columns of a are neighbours */
-    for (int64_t t = 0; t < k; t += 2, block += ld, x += 2 * cs)
-        for (int64_t i = 0; i < m; i += 16) {
-            __m512i high = t + 1 < k ? widened(x + cs + i, m - i) : _mm512_setzero_si512();
-            v16_put(block + i, paired(widened(x + i, m - i), high), m - i);
-        }
-    return (k + 1) / 2;
+    for (int64_t t = 0; t < k; t += 2, block += ld)
+        operand_step(block, operand_at(a, t * cs), cs, m, k - t);
 }
 
 CRY_INLINE v16 operand_across(const float *b, int64_t ks, int64_t left, int64_t n)

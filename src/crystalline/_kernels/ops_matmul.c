@@ -1,21 +1,24 @@
 /* Matrix products over the team: b packed once, work cut by output. */
 #include "tasks.h"
 
-/* Blocks of `rows` rows by about 512 columns, made smaller until every thread has a few. */
+/* Blocks of `rows` rows by about 1024 columns, made smaller until every thread has a few. */
 cry_grid cry_cut(const cry_team *team, int64_t m, int64_t n, int64_t rows)
 {
     int64_t tile_m = team->kernels->tile_m, tile_n = team->kernels->tile_n;
-    cry_grid g = {.rows = rows, .cols = cry_ceil(512, tile_n) * tile_n};
+    cry_grid g = {.rows = rows, .cols = cry_ceil(1024, tile_n) * tile_n};
     int64_t wanted = team->threads > 1 ? 4 * team->threads : 1;
     for (;;) {
         g.down = cry_ceil(m, g.rows);
         g.across = cry_ceil(n, g.cols);
-        if (g.down * g.across >= wanted) return g;
+        if (g.down * g.across >= wanted) break;
         if (g.cols > 4 * tile_n) g.cols = cry_ceil(g.cols / tile_n, 2) * tile_n;
         else if (g.rows > tile_m) g.rows = cry_ceil(g.rows / tile_m, 2) * tile_m;
         else if (g.cols > tile_n) g.cols = cry_ceil(g.cols / tile_n, 2) * tile_n;
-        else return g;
+        else break;
     }
+    g.cols = cry_ceil(cry_ceil(n, tile_n), g.across) * tile_n; /* the last as wide as the others */
+    g.across = cry_ceil(n, g.cols);
+    return g;
 }
 
 cry_products cry_float_products(const cry_team *team)
