@@ -259,6 +259,38 @@ def adamw(shape: Shape) -> Case:
     return Case({"grad": g / np.float32(clip)}, {"p": p, "m": m, "v": v}, run, due)
 
 
+def adamw_spans(shape: Shape) -> Case:
+    """A gap, a span that decays, one that does not, and another gap."""
+    (n,) = shape
+    p, g, m, v = draw(n), draw(n, seed=1), draw(n, seed=2), draw(n, seed=3) ** 2
+    named = {"lr": 1e-2, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8}
+    spans = np.array([(n // 7, n // 2, 1), (n // 2, n - n // 9, 0)], np.int64)
+    cuts = [(slice(begin, end), 0.1 * decays) for begin, end, decays in spans]
+
+    def run(team: Team, a: Arrays) -> None:
+        team.adamw_spans(
+            a["p"], a["m"], a["v"], a["grad"], a["spans"], grad_scale=1.0, beta1=0.9, beta2=0.999,
+            eps=1e-8, step_size=1e-2 / (1 - 0.9**3), decay=1 - 1e-2 * 0.1,
+            root_bias2=math.sqrt(1 - 0.999**3),
+        )  # fmt: skip
+
+    def due(o: Arrays) -> list[Due]:
+        found: list[Due] = []
+        for cut, decay in cuts:
+            inputs, settings = tuple(x[cut] for x in (p, g, m, v)), named | {"weight_decay": decay}
+            want = ref.adamw(*inputs, 3, **settings)
+            found += [
+                (f"adamw.{name}", o[name][cut], x, (*inputs, 3), settings)
+                for name, x in zip("pmv", want, strict=True)
+            ]
+        for at in (slice(0, n // 7), slice(n - n // 9, n)):
+            for name, x in (("p", p), ("m", m), ("v", v)):
+                assert np.array_equal(o[name][at], x[at])
+        return found
+
+    return Case({"grad": g, "spans": spans}, {"p": p, "m": m, "v": v}, run, due)
+
+
 def squared_norm(shape: Shape) -> Case:
     x = draw(*shape)
 
@@ -312,6 +344,7 @@ BUILDERS: dict[str, tuple[Builder, str]] = {
     "head": (head, "cross_entropy"),
     "head+": (ON(head, add=True), "cross_entropy"),
     "adamw": (adamw, "flat"),
+    "adamw_spans": (adamw_spans, "flat"),
     "squared_norm": (squared_norm, "flat"),
     "matmul few": (matmul, "few"),
     "matmul few+": (ON(matmul, add=True), "few"),

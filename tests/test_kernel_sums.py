@@ -136,6 +136,19 @@ def test_squared_norm_adds_144_lane_sums_in_order(n: int, team: Team) -> None:
     assert team.squared_norm(x) == total
 
 
+def test_spans_of_adamw_that_fall_overlap_or_lie_outside_are_refused(team: Team) -> None:
+    named = {
+        "grad_scale": 1.0, "beta1": 0.9, "beta2": 0.95, "step_size": 1e-2, "eps": 1e-8,
+        "decay": 0.999, "root_bias2": 0.3,
+    }  # fmt: skip
+    state = [draw(8) for _ in range(4)]
+    for spans in ([(0, 4, 1), (3, 8, 0)], [(5, 4, 1)], [(0, 9, 1)], [(-1, 4, 1)]):
+        with pytest.raises(ValueError, match="adamw_spans: a size"):
+            team.adamw_spans(*state, np.array(spans, np.int64), **named)
+    with pytest.raises(ValueError, match="adamw_spans: columns of spans is 2"):
+        team.adamw_spans(*state, np.zeros((1, 2), np.int64), **named)
+
+
 @pytest.mark.parametrize("n", [1, 143, 144, 145, 1003])
 def test_adamw_updates_every_entry_as_if_it_were_alone(n: int, team: Team) -> None:
     named = {

@@ -284,6 +284,22 @@ class Team(Sparse):
         decay: float,
         root_bias2: float,
     ) -> None: ...
+    def adamw_spans(
+        self,
+        p: _Floats,
+        m: _Floats,
+        v: _Floats,
+        grad: _Floats,
+        spans: _Starts,
+        *,
+        grad_scale: float,
+        beta1: float,
+        beta2: float,
+        step_size: float,
+        eps: float,
+        decay: float,
+        root_bias2: float,
+    ) -> None: ...
     def squared_norm(self, x: _Floats, shares: NDArray[np.float64] | None = None) -> float: ...
     def touch(self, x: _Floats) -> None: ...
     def head_bf16(

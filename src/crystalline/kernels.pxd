@@ -237,6 +237,9 @@ cdef extern from "crystalline/parallel.h" nogil:
              int64_t R, int64_t D, int64_t V, float scale, int accumulate)
     cry_status cry_adamw_step(const cry_team *team, float *p, float *m, float *v,
              const float *grad, int64_t n, const cry_adamw *c)
+    cry_status cry_adamw_spans(const cry_team *team, float *p, float *m, float *v,
+             const float *grad, int64_t n, const int64_t *spans, int64_t count,
+             const cry_adamw *c)
     cry_status cry_squared_norm(const cry_team *team, double *sums, const float *x, int64_t n)
     cry_status cry_touch(const cry_team *team, float *x, int64_t n)
     enum: CRY_FEW_ROWS

@@ -55,8 +55,9 @@ class AdamW:
             )
             for name in sparse
         }  # fmt: skip
-        self._spans = _decay_spans(weights, sparse)
-        self._dense = _joined([(begin, end) for begin, end, _ in self._spans])
+        spans = _decay_spans(weights, sparse)
+        self._spans = np.array(spans, np.int64).reshape(-1, 3)  # begin, end, whether they decay
+        self._dense = _joined([(begin, end) for begin, end, _ in spans])
 
     def begin(self, gradients: Parameters, touched: Mapping[str, Rows]) -> None:
         """Before a step's forward: the rows of each sparse weight that it reads or that have a
@@ -78,13 +79,11 @@ class AdamW:
         decay = 1.0 - lr * s.weight_decay
         grad_scale = 1.0 if norm <= s.clip else s.clip / norm
         step_size, root_bias2 = lr / bias1, math.sqrt(bias2)
-        for begin, end, decays in self._spans:
-            cut = slice(begin, end)
-            self.team.adamw(
-                self.weights.flat[cut], self.m.flat[cut], self.v.flat[cut], gradients.flat[cut],
-                grad_scale=grad_scale, beta1=s.beta1, beta2=s.beta2, step_size=step_size,
-                eps=s.eps, decay=decay if decays else 1.0, root_bias2=root_bias2,
-            )  # fmt: skip
+        self.team.adamw_spans(
+            self.weights.flat, self.m.flat, self.v.flat, gradients.flat, self._spans,
+            grad_scale=grad_scale, beta1=s.beta1, beta2=s.beta2, step_size=step_size,
+            eps=s.eps, decay=decay, root_bias2=root_bias2,
+        )  # fmt: skip
         for name, table in self.tables.items():
             table.update(
                 gradients.named[name], grad_scale=grad_scale, decay=decay, step_size=step_size,

@@ -63,7 +63,8 @@ def draw(
     any number of threads and any instruction set.  Raises NumericsError where the largest logit is
     not finite: nothing could be drawn.
     """
-    if not np.isfinite(logits.max()):  # not a number, if any is
+    likeliest = int(np.argmax(logits))  # not a number, if any is
+    if not np.isfinite(logits[likeliest]):
         raise NumericsError(
             "the logits are not finite, so no token can be drawn; the model's weights are too "
             "large or damaged: choose precision fp32, or train again"
@@ -73,9 +74,10 @@ def draw(
         z = logits[ids]
         penalty = np.float32(s.repetition_penalty)
         logits[ids] = np.where(z > 0, z / penalty, z * penalty)
+        likeliest = int(np.argmax(logits))
     if s.temperature < 1e-6:  # so near 0 only the likeliest has any weight left
-        return int(np.argmax(logits))
-    z = (logits - logits.max()) / np.float32(s.temperature)
+        return likeliest
+    z = (logits - logits[likeliest]) / np.float32(s.temperature)
     weights = np.empty_like(z)
     team.exp(weights, z)
     p = weights.astype(np.float64)

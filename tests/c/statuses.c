@@ -95,6 +95,9 @@ static void tables(const cry_team *t, const cry_team *poor)
     refused("head", cry_head(t, l, y, z, in, in, wrong, groups, R, D, V, 1.0f, 0), CRY_BAD_INDEX);
     refused("head", cry_head(poor, l, y, z, in, in, ids, groups, R, D, V, 1.0f, 0), CRY_NO_SCRATCH);
     refused("adamw", cry_adamw_step(t, y, z, l, in, -1, &c), CRY_BAD_SHAPE);
+    int64_t spans[6] = {0, 2, 1, 1, 3, 0};
+    refused("adamw_spans", cry_adamw_spans(t, y, z, l, in, 3, spans, 2, &c), CRY_BAD_SHAPE);
+    refused("adamw_spans", cry_adamw_spans(t, y, z, l, in, 1, spans, 1, &c), CRY_BAD_SHAPE);
     refused("squared_norm", cry_squared_norm(t, sums, in, -1), CRY_BAD_SHAPE);
     refused("touch", cry_touch(t, y, -1), CRY_BAD_SHAPE);
 }

@@ -53,11 +53,13 @@ CRY_INLINE void gemv_run(v16 acc[][GEMV_CHAINS], const int mr, const int nv, con
     const int64_t step = TILE_N * format_size(format), panel = k * step;
     const float *row[(TILE_M + 2) / 3]; /* every third row: the others are one or two strides away */
     UNROLL for (int i = 0; i < (mr + 2) / 3; i++) row[i] = a + 3 * i * lda;
-    int64_t t = 0;
+    int64_t t = 0, ahead = AHEAD;
     for (; t + GEMV_STEP <= k; t += GEMV_STEP) {
+        /* Past the end of a panel it is the one in its place among the next panels. */
+        if (t * step + AHEAD >= panel) ahead = AHEAD + (nv + TILE_V - 1) / TILE_V * panel - panel;
         UNROLL for (int p = 0; p < nv; p += TILE_V)
             UNROLL for (int line = 0; line < GEMV_STEP * step; line += 64)
-                __builtin_prefetch(b + p / TILE_V * panel + AHEAD + line);
+                __builtin_prefetch(b + p / TILE_V * panel + ahead + line);
         UNROLL for (int s = 0; s < GEMV_STEP; s++, b += step)
             gemv_step(acc, mr, nv, row, lda, t + s, b, panel, format);
     }

@@ -41,31 +41,42 @@ CRY_INLINE const float *row_at(const cry_rows *r, const int i)
     return (const float *)(const void *)(base + at[i % 8]);
 }
 
-/* Four floats of rows i, i + 4, i + 8, i + 12 from column t on.  Masked loads go through any port,
- * where shuffles have two. */
-CRY_INLINE v16 v16_quarters(const cry_rows *r, const int i, const int t)
+/* Eight floats of rows i and i + 4 from column t on.  A masked load goes through any port, where
+ * shuffles have two; one of eight floats takes half the loads of four each. */
+CRY_INLINE v16 v16_halves(const cry_rows *r, const int i, const int t)
 {
-    v16 q = _mm512_castps128_ps512(_mm_loadu_ps(row_at(r, i) + t));
-    q = _mm512_mask_broadcast_f32x4(q, 0x00f0, _mm_loadu_ps(row_at(r, i + 4) + t));
-    q = _mm512_mask_broadcast_f32x4(q, 0x0f00, _mm_loadu_ps(row_at(r, i + 8) + t));
-    return _mm512_mask_broadcast_f32x4(q, 0xf000, _mm_loadu_ps(row_at(r, i + 12) + t));
+    v16 low = _mm512_castps256_ps512(_mm256_loadu_ps(row_at(r, i) + t));
+    return _mm512_mask_broadcast_f32x8(low, 0xff00, _mm256_loadu_ps(row_at(r, i + 4) + t));
 }
 
-/* to[t] lane j = w[j ld + t]: four columns at a time are 4 x 4 squares side by side. */
+/* Rows i .. i + 8, columns t .. t + 8: to[c] has column t + c of rows i .. i + 4, column t + c + 4 of
+ * these, then both of the next four rows. */
+CRY_INLINE void v16_turn_fours(v16 to[4], const cry_rows *r, const int i, const int t)
+{
+    v16 a = v16_halves(r, i, t), b = v16_halves(r, i + 1, t);
+    v16 c = v16_halves(r, i + 2, t), d = v16_halves(r, i + 3, t);
+    __m512d low = _mm512_castps_pd(_mm512_unpacklo_ps(a, b));
+    __m512d high = _mm512_castps_pd(_mm512_unpackhi_ps(a, b));
+    __m512d low2 = _mm512_castps_pd(_mm512_unpacklo_ps(c, d));
+    __m512d high2 = _mm512_castps_pd(_mm512_unpackhi_ps(c, d));
+    to[0] = _mm512_castpd_ps(_mm512_unpacklo_pd(low, low2));
+    to[1] = _mm512_castpd_ps(_mm512_unpackhi_pd(low, low2));
+    to[2] = _mm512_castpd_ps(_mm512_unpacklo_pd(high, high2));
+    to[3] = _mm512_castpd_ps(_mm512_unpackhi_pd(high, high2));
+}
+
+/* to[t] lane j = w[j ld + t]. */
 CRY_INLINE void v16_turn(v16 to[16], const float *w, int64_t ld)
 {
     const cry_rows r = rows_of(w, ld);
-    _Pragma("GCC unroll 4") for (int t = 0; t < 16; t += 4) {
-        v16 a = v16_quarters(&r, 0, t), b = v16_quarters(&r, 1, t);
-        v16 c = v16_quarters(&r, 2, t), d = v16_quarters(&r, 3, t);
-        __m512d low = _mm512_castps_pd(_mm512_unpacklo_ps(a, b));
-        __m512d high = _mm512_castps_pd(_mm512_unpackhi_ps(a, b));
-        __m512d low2 = _mm512_castps_pd(_mm512_unpacklo_ps(c, d));
-        __m512d high2 = _mm512_castps_pd(_mm512_unpackhi_ps(c, d));
-        to[t] = _mm512_castpd_ps(_mm512_unpacklo_pd(low, low2));
-        to[t + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(low, low2));
-        to[t + 2] = _mm512_castpd_ps(_mm512_unpacklo_pd(high, high2));
-        to[t + 3] = _mm512_castpd_ps(_mm512_unpackhi_pd(high, high2));
+    _Pragma("GCC unroll 2") for (int t = 0; t < 16; t += 8) {
+        v16 upper[4], lower[4];
+        v16_turn_fours(upper, &r, 0, t);
+        v16_turn_fours(lower, &r, 8, t);
+        _Pragma("GCC unroll 4") for (int c = 0; c < 4; c++) {
+            to[t + c] = _mm512_shuffle_f32x4(upper[c], lower[c], 0x88);
+            to[t + c + 4] = _mm512_shuffle_f32x4(upper[c], lower[c], 0xdd);
+        }
     }
 }
 

@@ -35,7 +35,7 @@ int64_t cry_need_decode_scratch(const cry_team *team, const cry_decoder *d, int6
     cry_attention one = d->shape;
     one.T = 1;
     int64_t widest = d->F > d->D ? d->F : d->D, attention = cry_need_attention(&one, 0);
-    int64_t product = cry_need_weight(team, widest) + cry_round64(2 * R * cry_columns(d->F));
+    int64_t product = cry_need_weight(team, widest) + cry_round64(2 * R * cry_columns(team, d->F));
     return attention > product ? attention : product;
 }
 
@@ -48,7 +48,7 @@ static void product_task(void *context, int64_t task, int thread)
 {
     const decode_job *w = context;
     cry_block b = w->block;
-    int64_t columns = cry_columns(b.n);
+    int64_t columns = cry_columns(w->team, b.n);
     b.j = task * columns;
     b.n = cry_smaller(columns, b.n - b.j);
     cry_weight_block(w->team, &b, w->weight, scratch_of(w, thread));
@@ -61,14 +61,14 @@ static void product(decode_job *w, float *y, const float *x, const cry_weight *w
     w->block = (cry_block){.y = y, .init = init, .x = x, .ldy = N, .ldi = N, .R = w->R, .n = N,
                            .K = K};
     w->weight = weight;
-    cry_run(w->team, cry_ceil(N, cry_columns(N)), product_task, w);
+    cry_run(w->team, cry_ceil(N, cry_columns(w->team, N)), product_task, w);
 }
 
 /* Some columns of act(R,F) = silu(h gate^T) (h up^T); gate and up lie side by side in scratch. */
 static void gate_task(void *context, int64_t task, int thread)
 {
     const decode_job *w = context;
-    int64_t D = w->decoder->D, F = w->decoder->F, columns = cry_columns(F), j = task * columns;
+    int64_t D = w->decoder->D, F = w->decoder->F, columns = cry_columns(w->team, F), j = task * columns;
     int64_t n = cry_smaller(columns, F - j);
     float *wide = scratch_of(w, thread), *gu = wide + cry_need_weight(w->team, D);
     /* The block writes at y + j. */
@@ -110,7 +110,7 @@ static void run_layer(decode_job *w, int64_t B)
     cry_run(w->team, B * d->shape.K, attention_task, w);
     product(w, w->mid, w->h, &layer->out, w->x, D, d->shape.H * d->shape.head_dim);
     cry_rmsnorm(w->team, w->h, w->rrms, w->mid, layer->norm2, R, D, d->eps);
-    cry_run(w->team, cry_ceil(F, cry_columns(F)), gate_task, w);
+    cry_run(w->team, cry_ceil(F, cry_columns(w->team, F)), gate_task, w);
     product(w, w->x, w->act, &layer->down, w->mid, D, F);
 }
 

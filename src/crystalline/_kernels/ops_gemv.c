@@ -3,10 +3,15 @@
 
 #include <string.h>
 
-/* Some 24 tasks, so that threads end together, of whole panels: 64 columns are two or four. */
-enum { TASKS = 24, UNIT = 64, CACHED_FLOATS = 4 << 20 };
+/* Some 24 tasks, so that threads end together, of whole panels: 64 columns are two or four.  A single
+ * row is fastest by 128 at a time, where that leaves every thread a few tasks. */
+enum { TASKS = 24, UNIT = 64, WIDE = 128, CACHED_FLOATS = 4 << 20 };
 
-int64_t cry_columns(int64_t N) { return cry_ceil(cry_ceil(N, TASKS), UNIT) * UNIT; }
+int64_t cry_columns(const cry_team *team, int64_t N)
+{
+    int64_t unit = N >= 3 * WIDE * team->threads ? WIDE : UNIT;
+    return cry_ceil(cry_ceil(N, TASKS), unit) * unit;
+}
 
 static int64_t size_of(cry_format format)
 {
@@ -98,7 +103,7 @@ static void unpacked_task(void *context, int64_t task, int thread)
 static few_job job_of(const cry_team *team, float *y, const float *x, const float *init, int64_t R,
                       int64_t N, int64_t K)
 {
-    return (few_job){.team = team, .columns = cry_columns(N),
+    return (few_job){.team = team, .columns = cry_columns(team, N),
                      .all = {.y = y, .init = init, .x = x, .ldy = N, .ldi = N, .R = R, .n = N,
                              .K = K}};
 }

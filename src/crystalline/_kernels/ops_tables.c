@@ -88,6 +88,8 @@ typedef struct optim_job {
     const float *grad;
     int64_t n;
     const cry_adamw *c;
+    const int64_t *spans; /* (count,3) */
+    int64_t count;
     float sums[SPANS];
 } optim_job;
 
@@ -105,6 +107,34 @@ cry_status cry_adamw_step(const cry_team *team, float *p, float *m, float *v, co
     if (n < 0) return CRY_BAD_SHAPE;
     optim_job job = {.team = team, .p = p, .m = m, .v = v, .grad = grad, .n = n, .c = c};
     cry_run(team, SPANS, adamw_task, &job);
+    return CRY_OK;
+}
+
+static void spans_task(void *context, int64_t task, int thread)
+{
+    const optim_job *w = context;
+    int64_t a = w->n * task / SPANS, b = w->n * (task + 1) / SPANS;
+    cry_adamw plain = *w->c;
+    plain.decay = 1.0f;
+    (void)thread;
+    for (const int64_t *s = w->spans; s < w->spans + 3 * w->count && s[0] < b; s += 3) {
+        int64_t i = s[0] > a ? s[0] : a, end = cry_smaller(s[1], b);
+        if (i < end)
+            w->team->kernels->adamw(w->p + i, w->m + i, w->v + i, w->grad + i, end - i,
+                                    s[2] ? w->c : &plain);
+    }
+}
+
+cry_status cry_adamw_spans(const cry_team *team, float *p, float *m, float *v, const float *grad,
+                           int64_t n, const int64_t *spans, int64_t count, const cry_adamw *c)
+{
+    int64_t before = 0;
+    if (n < 0 || count < 0) return CRY_BAD_SHAPE;
+    for (const int64_t *s = spans; s < spans + 3 * count; before = s[1], s += 3)
+        if (s[0] < before || s[1] < s[0] || s[1] > n) return CRY_BAD_SHAPE;
+    optim_job job = {.team = team, .p = p, .m = m, .v = v, .grad = grad, .n = n, .c = c,
+                     .spans = spans, .count = count};
+    cry_run(team, SPANS, spans_task, &job);
     return CRY_OK;
 }
 

@@ -73,7 +73,7 @@ void cry_gemm(const cry_team *team, const cry_products *p, float *c, int64_t ldc
               const float *a, int64_t rs, const float *panels, int64_t m, int64_t n, int64_t k);
 
 /* Few rows: a task is some columns of y, so that each thread reads long stretches of w. */
-int64_t cry_columns(int64_t N);
+int64_t cry_columns(const cry_team *team, int64_t N);
 void cry_gemv_unpacked(const cry_team *team, float *y, const float *x, const float *w,
                        const float *init, int64_t R, int64_t N, int64_t K);
 /* Columns j .. j + n of y(R, ldy) = init + x w^T, by one thread; init may be NULL. */

@@ -157,6 +157,26 @@ cdef class Team(Sparse):
             status = cry_adamw_step(&self.c, &p[0], &m[0], &v[0], &grad[0], p.shape[0], &c)
         self._leave("adamw", status)
 
+    def adamw_spans(self, float[::1] p, float[::1] m, float[::1] v, const float[::1] grad,
+                    const int64_t[:, ::1] spans, *, float grad_scale, double beta1, double beta2,
+                    float step_size, float eps, float decay, float root_bias2):
+        """``adamw`` for the entries begin .. end of each row (begin, end, decays) of spans (S, 3),
+        which rise; where ``decays`` is 0 there is no decay."""
+        cdef cry_adamw c = cry_adamw(grad_scale, beta1, 1.0 - beta1, beta2, 1.0 - beta2, step_size, eps,
+                                     decay, root_bias2)
+        cdef cry_status status
+        _same("adamw_spans", "entries of m", m.shape[0], "entries of p", p.shape[0])
+        _same("adamw_spans", "entries of v", v.shape[0], "entries of p", p.shape[0])
+        _same("adamw_spans", "entries of grad", grad.shape[0], "entries of p", p.shape[0])
+        _same("adamw_spans", "columns of spans", spans.shape[1], "begin, end and decays", 3)
+        if p.shape[0] == 0 or spans.shape[0] == 0:
+            return
+        self._enter()
+        with nogil:
+            status = cry_adamw_spans(&self.c, &p[0], &m[0], &v[0], &grad[0], p.shape[0], &spans[0, 0],
+                                     spans.shape[0], &c)
+        self._leave("adamw_spans", status)
+
     def squared_norm(self, const float[::1] x, double[::1] shares=None):
         """The sum of x^2, by a fixed tree; ``shares`` (12) gets the parts of the spheres, each of
         which has a twelfth of x."""

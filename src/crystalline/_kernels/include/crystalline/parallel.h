@@ -191,6 +191,11 @@ CRY_API cry_status cry_head_bf16(const cry_team *team, float *losses, float *dh,
 /* Updates p, m and v (n) in place by the formula at cry_adamw, from grad(n); n may be 0. */
 CRY_API cry_status cry_adamw_step(const cry_team *team, float *p, float *m, float *v,
                                   const float *grad, int64_t n, const cry_adamw *c);
+/* cry_adamw_step for entries begin .. end of each of spans(count,3), which rise inside 0 .. n: begin,
+ * end, and whether decay touches them (else it is taken as 1). */
+CRY_API cry_status cry_adamw_spans(const cry_team *team, float *p, float *m, float *v,
+                                   const float *grad, int64_t n, const int64_t *spans, int64_t count,
+                                   const cry_adamw *c);
 /* Sum of squares over 144 fixed spans, 16 lanes each; sums (13) get the 12 spheres' parts, each 12
  * spans, and then the whole, which is added up span by span.  n may be 0. */
 CRY_API cry_status cry_squared_norm(const cry_team *team, double *sums, const float *x, int64_t n);
