@@ -84,4 +84,5 @@ const cry_kernels CRY_TABLE = {
     .log_softmax_bwd = log_softmax_bwd,
     .logsumexp = logsumexp,
     .cross_entropy_bwd = cross_entropy_bwd,
+    .swiglu_bwd_act = swiglu_bwd_act,
 };
