@@ -1,7 +1,7 @@
 """The arrays that the decoder's steps work in: which there are, and where in memory they lie.
 
-Kept from forward to backward is what is dear to compute again.  The norms' outputs and the inside of
-the feed-forward are not: backward makes them anew, with the same bits.
+Kept from forward to backward is what is dear to compute again.  The norms' outputs and the inside
+of the feed-forward are not: backward makes them anew, with the same bits.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from crystalline.memory import arena
 
 LINE = 16  # floats; places begin on a line of the cache
 OF_ATTENTION = ("x", "r1", "qkv", "att", "lse")  # what a layer keeps for the backward of attention
+NARROW = ("qkv", "att", "gu")  # what it keeps in bf16, if that is the precision
 
 
 @dataclass(frozen=True)
@@ -50,8 +51,8 @@ class Layout:
 def decoder_arrays(
     c: ModelConfig, B: int, T: int, training: bool, bf16: bool, sampled: bool
 ) -> list[Array]:
-    """Every array of a decoder for B sequences of T tokens, those of the layers in the order in which
-    backward lets go of them, last first.
+    """Every array of a decoder for B sequences of T tokens, those of the layers in the order in
+    which backward lets go of them, last first.
 
     Without training each layer writes over the arrays of the one before.  With ``bf16`` what only
     feeds products, or costs much room, is bf16: see layers_bf16.py.
@@ -61,7 +62,7 @@ def decoder_arrays(
     arrays: list[Array] = []
     for layer in range(c.layers if training else 1):
         arrays += [
-            Array(f"{layer}.{name}", shape, f"{layer}.{name}", bf16 and name in ("qkv", "att", "gu"))
+            Array(f"{layer}.{name}", shape, f"{layer}.{name}", bf16 and name in NARROW)
             for name, shape in (
                 ("x", (R, D)), ("r1", (R,)), ("qkv", (R, E)), ("att", (R, D)),
                 ("lse", (R * c.heads,)), ("mid", (R, D)), ("r2", (R,)), ("gu", (R, 2 * F)),
@@ -83,7 +84,7 @@ def decoder_arrays(
 
 
 def layout(arrays: Iterable[Array], c: ModelConfig, lend: bool) -> Layout:
-    """Places one behind the other; with ``lend`` what fits into the memory of gradients is there."""
+    """Places one behind the other; with ``lend`` what fits into the gradients' memory is there."""
     sizes: dict[str, int] = {}
     for array in arrays:
         sizes[array.place] = max(sizes.get(array.place, 0), array.floats)
@@ -96,11 +97,11 @@ def layout(arrays: Iterable[Array], c: ModelConfig, lend: bool) -> Layout:
 
 
 def _lent(sizes: dict[str, int], c: ModelConfig) -> dict[str, int]:
-    """Backward goes down through the gradients' memory, from the last layer's to the first one's, and
-    down through what the layers keep: what it needs next may lie below what it writes next.
+    """Backward goes down through the gradients' memory, from the last layer's to the first one's,
+    and down through what the layers keep: what it needs next may lie below what it writes next.
 
-    The tables' gradients are left out: with tied weights the head writes them first, and the sampled
-    loss adds to them.
+    The tables' gradients are left out: with tied weights the head writes them first, and the
+    sampled loss adds to them.
     """
     spans = parameter_spans(c)
     bottom = spans["model.layers.0.input_layernorm.weight"][0]
@@ -126,8 +127,8 @@ def _first_gradient(place: str, spans: dict[str, tuple[int, int]]) -> int | None
 def views(
     arrays: Iterable[Array], where: Layout, gradients: NDArray[np.float32] | None
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The arrays by name, those of float32 and those of bf16, in memory of their own and (flat) that
-    of the gradients."""
+    """The arrays by name, those of float32 and those of bf16, in memory of their own and (flat)
+    that of the gradients."""
     block = arena(where.floats)
     wide: dict[str, Any] = {}
     narrow: dict[str, Any] = {}

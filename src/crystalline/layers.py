@@ -3,7 +3,8 @@
 A step reads and writes named arrays of a :class:`Workspace`: w weights, g their gradients (same
 names), a activations (n those in bf16), one set per (batch, length); activations.py says which
 share memory.  R = B T rows, D width, F feed-forward width, E = (heads + 2 kv_heads) head_dim, V
-vocabulary.  ``dx`` (R, D) is the gradient of the residual stream, handed from step to step backwards.
+vocabulary.  ``dx`` (R, D) is the gradient of the residual stream, handed from step to step
+backwards.
 """
 
 from __future__ import annotations

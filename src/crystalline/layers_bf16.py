@@ -1,8 +1,8 @@
 """The steps of the decoder with bf16 operands, float32 sums and float32 weights and gradients.
 
 What a product reads is bf16: the norms' outputs, attention's output, the feed-forward's inside, and
-the gradients of all these.  q, k and v are bf16 where they are kept, before they are turned; attention
-itself works in float32, as does the residual stream.
+the gradients of all these.  q, k and v are bf16 where they are kept, before they are turned;
+attention itself works in float32, as does the residual stream.
 """
 
 from __future__ import annotations

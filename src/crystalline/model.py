@@ -110,8 +110,8 @@ class Decoder:
 
     ``gradients`` None plans for losses only, with one layer's activations.  With ``log_expected``
     (V,) gradients are those of the sampled loss.  ``precision`` is "fp32", or "bf16" for bf16
-    operands (see ``check_precision``).  ``lend_gradients`` keeps activations in the gradients' memory
-    until these are set: then they cannot be added to, and last only until the next forward.
+    operands (see ``check_precision``).  ``lend_gradients`` keeps activations in the gradients'
+    memory until these are set: they cannot be added to, and last only until the next forward.
     """
 
     def __init__(

@@ -3,7 +3,6 @@ it fits into the machine."""
 
 from __future__ import annotations
 
-import math
 import time
 from dataclasses import dataclass, replace
 
