@@ -96,7 +96,7 @@ class Stepper:
             team.touch(block.flat)
         expected = drawn.log_expected if drawn else None
         self.decoder = Decoder(
-            weights, team, B, T, self.gradients, precision, log_expected=expected
+            weights, team, B, T, self.gradients, precision, expected, lend_gradients=True
         )
         rng, self.turn = np.random.default_rng(0), 0
         tokens = rng.integers(0, V, (BATCHES, B, T + 1), dtype=np.int32)

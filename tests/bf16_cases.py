@@ -10,6 +10,7 @@ import functools
 
 import numpy as np
 import reference as ref
+from attention_cases import THETA, rope_tables
 from case import EPS, Array, Arrays, Case, Due, Shape, draw, groups_of, poison, start
 from kernel_cases import Builder
 from tolerance import SHAPES as WHOLE
@@ -176,6 +177,61 @@ def to_bf16(shape: Shape) -> Case:
     )
 
 
+def swiglu_bwd_act_bf16(shape: Shape) -> Case:
+    R, F = shape
+    gu, dact = rounded(3 * draw(R, 2 * F)), rounded(draw(R, F, seed=1))
+
+    def due(o: Arrays) -> list[Due]:
+        near(o["dgu"], ref.swiglu_backward(widened(dact), widened(gu)), 1e-5)
+        near(o["act"], ref.swiglu(widened(gu)))
+        return []
+
+    return Case(
+        {"gu": gu}, {"dgu": poison_bf16(R, 2 * F), "act": dact.copy()},
+        lambda team, a: team.swiglu_bwd_act_bf16(a["dgu"], a["act"], a["gu"]), due,
+    )  # fmt: skip
+
+
+def from_bf16(shape: Shape) -> Case:
+    x = rounded(draw(*shape))
+
+    def due(o: Arrays) -> list[Due]:
+        assert np.array_equal(o["y"], widened(x))
+        return []
+
+    return Case(
+        {"x": x}, {"y": poison(*shape)}, lambda team, a: team.from_bf16(a["y"], a["x"]), due
+    )
+
+
+def rope_bf16(shape: Shape, back: bool = False) -> Case:
+    """bf16 to float32 forward, float32 to bf16 backward."""
+    B, T, H, K, Dh = shape
+    exact = draw(B * T, (H + 2 * K) * Dh)
+    x = exact if back else rounded(exact)
+    cosine, sine = rope_tables(T, Dh, THETA)
+    name, turn = ("dx", ref.rotary_backward) if back else ("y", ref.rotary)
+
+    def due(o: Arrays) -> list[Due]:
+        given, got = exact if back else widened(x), o[name]
+        given, got = (a.reshape(B, T, H + 2 * K, Dh) for a in (given, got))
+        rest = rounded(given[:, :, H + K :]) if back else given[:, :, H + K :]
+        assert np.array_equal(got[:, :, H + K :].reshape(rest.shape), rest), "a head too many"
+        turned = given[:, :, : H + K]
+        want = turn(turned, THETA)
+        if back:
+            near(got[:, :, : H + K], want, 1e-5)
+            return []
+        return [("rotary", got[:, :, : H + K], want, (turned, THETA), {})]
+
+    def run(team: Team, a: Arrays) -> None:
+        work = team.rope_bwd_bf16 if back else team.rope_bf16
+        work(a[name], a["x"], a["cosine"], a["sine"], H + K, T)
+
+    empty = (poison_bf16 if back else poison)(*x.shape)
+    return Case({"x": x, "cosine": cosine, "sine": sine}, {name: empty}, run, due)
+
+
 ON = functools.partial
 BUILDERS: dict[str, tuple[Builder, str]] = {
     "matmul_bf16": (matmul_bf16, "matmul"),
@@ -191,5 +247,9 @@ BUILDERS: dict[str, tuple[Builder, str]] = {
     "swiglu_bf16": (swiglu_bf16, "swiglu"),
     "swiglu_bwd_bf16": (swiglu_bwd_bf16, "swiglu"),
     "to_bf16": (to_bf16, "flat"),
+    "swiglu_bwd_act_bf16": (swiglu_bwd_act_bf16, "swiglu"),
+    "from_bf16": (from_bf16, "flat"),
+    "rope_bf16": (rope_bf16, "attention"),
+    "rope_bwd_bf16": (ON(rope_bf16, back=True), "attention"),
 }
 GRID = [(op, shape) for op, (_, grid) in BUILDERS.items() for shape in WHOLE[grid]]

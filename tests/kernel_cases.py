@@ -167,6 +167,20 @@ def swiglu_bwd(shape: Shape) -> Case:
     )  # fmt: skip
 
 
+def swiglu_bwd_act(shape: Shape) -> Case:
+    R, F = shape
+    gu, dact = 3 * draw(R, 2 * F), draw(R, F, seed=1)
+    want = ref.swiglu_backward(dact, gu)
+    return Case(
+        {"gu": gu}, {"dgu": poison(R, 2 * F), "act": dact.copy()},
+        lambda team, a: team.swiglu_bwd_act(a["dgu"], a["act"], a["gu"]),
+        lambda o: [
+            ("swiglu.dgu", o["dgu"], want, (dact, gu), {}),
+            ("swiglu.act", o["act"], ref.swiglu(gu), (gu,), {}),
+        ],
+    )  # fmt: skip
+
+
 # --- Tables of numbers.
 
 
@@ -332,6 +346,7 @@ BUILDERS: dict[str, tuple[Builder, str]] = {
     "rmsnorm_bwd+": (ON(rmsnorm_bwd, add=True), "rows"),
     "swiglu": (swiglu, "swiglu"),
     "swiglu_bwd": (swiglu_bwd, "swiglu"),
+    "swiglu_bwd_act": (swiglu_bwd_act, "swiglu"),
     "rope": (rope, "attention"),
     "rope inverse": (ON(rope, inverse=True), "attention"),
     "attention": (attention, "attention"),

@@ -122,6 +122,20 @@ def test_an_odd_width_is_refused() -> None:
         )
 
 
+@needs_bf16
+def test_rope_refuses_what_does_not_fit() -> None:
+    team, wide, narrow = Team(1), np.zeros((6, 8), np.float32), np.zeros((6, 8), np.uint16)
+    tables = [np.zeros((3, 2), np.float32)] * 2
+    team.rope_bf16(wide, narrow, *tables, 2, 3)  # rows 3 .. 6 begin again at position 0
+    for work, to, x in ((team.rope_bf16, wide, narrow), (team.rope_bwd_bf16, narrow, wide)):
+        with pytest.raises(ValueError, match="4 positions are more than the 3 of the tables"):
+            work(to, x, *tables, 2, 4)
+        with pytest.raises(ValueError, match="rows of the result is 5, but rows of the operand is 6"):
+            work(to[:5], x, *tables, 2, 3)
+        with pytest.raises(ValueError, match="a size is zero, negative or does not fit"):
+            work(to, x, *tables, 3, 3)
+
+
 def gradient(c: ModelConfig, precision: str, threads: int) -> tuple[float, np.ndarray]:
     weights, gradients = Parameters(c), Parameters(c)
     weights.load(random_weights(c))

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from conftest import TINY, prose
 from test_training import STEPS, fingerprint, run, stop_at
@@ -13,10 +12,7 @@ from test_training import STEPS, fingerprint, run, stop_at
 import crystalline
 from crystalline._native import Team
 from crystalline.checkpoint import load_training
-from crystalline.config import ModelConfig
 from crystalline.errors import Interrupted, UsageError
-from crystalline.model import Decoder, Parameters
-from crystalline.plan import memory_forecast
 
 pytestmark = pytest.mark.skipif(not Team(1).has_bf16, reason="this CPU has no AVX512_BF16")
 BF16 = {"precision": "bf16"}
@@ -62,7 +58,7 @@ def test_it_learns_as_float32_does(text_file: Path, tmp_path: Path) -> None:
         plan = next(e for e in events if e["event"] == "plan")
         assert plan["precision"] == precision
     assert losses["bf16"] != losses["fp32"]
-    assert losses["bf16"] == pytest.approx(losses["fp32"], rel=0.02)
+    assert losses["bf16"] == pytest.approx(losses["fp32"], rel=0.005)
 
 
 def test_the_precision_stays_when_resuming(text_file: Path, tmp_path: Path) -> None:
@@ -81,18 +77,3 @@ def test_a_team_without_it_refuses_before_anything_is_written(
     with pytest.raises(UsageError, match=r"no AVX512_BF16 .* choose fp32"):
         crystalline.train(text_file, tmp_path / "m", **{**TINY, **BF16, "steps": STEPS})
     assert not (tmp_path / "m" / "model.safetensors").exists()
-
-
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("samples", [0, 40])
-def test_the_forecast_is_what_is_held(precision: str, samples: int) -> None:
-    c, team, B, T = ModelConfig(300, 32, 2, 2, 1, 48, 16), Team(2), 5, 16
-    often = np.zeros(300, np.float32) if samples else None
-    weights = Parameters(c)
-    space = Decoder(weights, team, B, T, Parameters(c), precision, often).space
-    held = sum(a.nbytes for a in (*space.a.values(), *space.n.values()))
-    work = team.work_floats(
-        space.groups, T, c.dim, c.heads, c.kv_heads, c.hidden, c.vocab_size, samples
-    )
-    due = held + 4 * (5 * weights.flat.size + work)
-    assert memory_forecast(c, B, T, team, samples, precision) == due

@@ -176,6 +176,17 @@ def test_swiglu_backward_in_place(isa: str) -> None:
 
 
 @pytest.mark.parametrize("isa", ISAS)
+def test_swiglu_backward_gives_the_activation_of_forward_to_the_bit(isa: str) -> None:
+    c = case("swiglu_bwd", (37, 688))
+    gu, act = c.reads["gu"].copy(), c.reads["dact"].copy()
+    want = poison(37, 688)
+    team(isa, 1).swiglu(want, gu)
+    team(isa, 3).swiglu_bwd_act(gu, act, gu)
+    assert np.array_equal(act, want)
+    assert np.array_equal(gu, c.outputs(team(isa, 1))["dgu"])
+
+
+@pytest.mark.parametrize("isa", ISAS)
 def test_rope_at_a_position_is_that_row_and_its_inverse_undoes_it(isa: str) -> None:
     T, H, Dh = 9, 3, 10
     c = kernel_cases.rope((2, T, H, 0, Dh))

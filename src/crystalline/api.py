@@ -171,7 +171,8 @@ def _created(
         # What can never fit is refused before a large corpus is read: the smallest vocabulary.
         nothing = Budget(said, 0)
         least = choose_model(nothing, SMALLEST_VOCAB)
-        check_memory(least, choose_recipe(nothing, least).batch_size, least.seq_len, team)
+        recipe = choose_recipe(nothing, least)
+        check_memory(least, recipe.batch_size, least.seq_len, team, *recipe.kind)
     sources, skipped = collect(paths)
     val_sources, val_skipped = collect(said.val) if said.val else (None, [])
     skipped = [*skipped, *val_skipped]
@@ -198,8 +199,7 @@ def _created(
     recipe = choose_recipe(budget, config)
     check_samples(said, config.vocab_size)
     check_precision(config, team, said.precision)
-    kind = (recipe.samples, recipe.precision)
-    check_memory(config, recipe.batch_size, config.seq_len, team, *kind)
+    check_memory(config, recipe.batch_size, config.seq_len, team, *recipe.kind)
     write_shards(folder, tokenizer, train_pieces, val_pieces, _reporter(tell, "tokens"))
     course = Course(said.steps or 1)
     if said.epochs is not None:
@@ -248,7 +248,7 @@ def _crew(said: TrainConfig) -> Crew:
 
 def _tell_plan(trainer: Trainer, tell: OnEvent) -> None:
     c, r = trainer.config, trainer.recipe
-    need = check_memory(c, r.batch_size, c.seq_len, trainer.team, r.samples, r.precision)
+    need = check_memory(c, r.batch_size, c.seq_len, trainer.team, *r.kind)
     tell({
         "event": "plan", **{f.name: getattr(c, f.name) for f in fields(c)}, **asdict(r),
         "parameters": parameter_count(c), "steps": trainer.progress.course.steps,

@@ -41,14 +41,14 @@ def bench_step(
     check_samples(options, V)
     S = chosen_samples(options, V)
     check_precision(config, team, precision)
-    check_memory(config, B, T, team, S, precision)
+    check_memory(config, B, T, team, S, precision, True)
     weights, gradients = Parameters(config), Parameters(config)
     initialise(weights, 0)
     candidates = Candidates(np.ones(V, np.int64), S, 0, team) if S else None
     sparse = vocabulary_weights(config) if candidates else ()
     optimizer = AdamW(weights, team, AdamWConfig(), sparse)
     expected = candidates.log_expected if candidates else None
-    decoder = Decoder(weights, team, B, T, gradients, precision, expected)
+    decoder = Decoder(weights, team, B, T, gradients, precision, expected, True)
     rng = np.random.default_rng(0)
     spent = []
     for place in range(WARM_UP + steps):

@@ -224,6 +224,15 @@ def parameter_shapes(c: ModelConfig) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
+def parameter_spans(c: ModelConfig) -> dict[str, tuple[int, int]]:
+    """Where each weight begins and ends in the arena."""
+    spans, at = {}, 0
+    for name, shape in parameter_shapes(c).items():
+        spans[name] = at, at + math.prod(shape)
+        at = spans[name][1]
+    return spans
+
+
 def parameter_count(c: ModelConfig) -> int:
     """Number of weights; tied embeddings count once."""
     return sum(math.prod(shape) for shape in parameter_shapes(c).values())

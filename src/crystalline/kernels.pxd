@@ -114,6 +114,8 @@ cdef extern from "crystalline/kernels.h" nogil:
                  const int32_t *targets, int64_t rows, int64_t V) noexcept nogil
         void (*rmsnorm_far)(float *y, float *rrms, const float *x, const float *w, int64_t rows,
                  int64_t D, float eps) noexcept nogil
+        void (*swiglu_bwd_act)(float *dgu, float *act, const float *gu, int64_t rows,
+                 int64_t F) noexcept nogil
     ctypedef uint16_t cry_bf16
     ctypedef struct cry_bf16_kernels:
         void (*pack)(float *panel, const float *b, int64_t ks, int64_t ns, int64_t k,
@@ -139,6 +141,15 @@ cdef extern from "crystalline/kernels.h" nogil:
                  int64_t F) noexcept nogil
         void (*cross_entropy)(float *losses, float *logits, const int32_t *targets, int64_t rows,
                  int64_t V, float scale, int gradient) noexcept nogil
+        void (*swiglu_bwd_act)(cry_bf16 *dgu, cry_bf16 *act, const cry_bf16 *gu, int64_t rows,
+                 int64_t F) noexcept nogil
+        void (*widen)(float *y, const cry_bf16 *x, int64_t n) noexcept nogil
+        void (*rope)(float *y, const cry_bf16 *x, const float *cosine, const float *sine,
+                 int64_t rows, int64_t stride, int64_t heads, int64_t head_dim, int64_t position,
+                 int64_t T) noexcept nogil
+        void (*rope_bwd)(cry_bf16 *dx, const float *dy, const float *cosine, const float *sine,
+                 int64_t rows, int64_t stride, int64_t heads, int64_t head_dim, int64_t position,
+                 int64_t T) noexcept nogil
     const cry_bf16_kernels *cry_bf16_for(const char *isa)
     const cry_kernels *cry_kernels_for(const char *isa)
     int cry_kernels_fit(const cry_kernels *table)
@@ -209,6 +220,8 @@ cdef extern from "crystalline/parallel.h" nogil:
     cry_status cry_swiglu(const cry_team *team, float *act, const float *gu, int64_t R, int64_t F)
     cry_status cry_swiglu_bwd(const cry_team *team, float *dgu, const float *dact,
              const float *gu, int64_t R, int64_t F)
+    cry_status cry_swiglu_bwd_act(const cry_team *team, float *dgu, float *act, const float *gu,
+             int64_t R, int64_t F)
     cry_status cry_to_bf16(const cry_team *team, cry_bf16 *y, const float *x, int64_t n)
     cry_status cry_matmul_bf16(const cry_team *team, float *y, cry_bf16 *narrow,
              const cry_bf16 *x, const float *w, const float *init, int64_t R, int64_t N,
@@ -224,6 +237,15 @@ cdef extern from "crystalline/parallel.h" nogil:
              int64_t R, int64_t F)
     cry_status cry_swiglu_bwd_bf16(const cry_team *team, cry_bf16 *dgu, const cry_bf16 *dact,
              const cry_bf16 *gu, int64_t R, int64_t F)
+    cry_status cry_swiglu_bwd_act_bf16(const cry_team *team, cry_bf16 *dgu, cry_bf16 *act,
+             const cry_bf16 *gu, int64_t R, int64_t F)
+    cry_status cry_from_bf16(const cry_team *team, float *y, const cry_bf16 *x, int64_t n)
+    cry_status cry_rope_bf16(const cry_team *team, float *y, const cry_bf16 *x,
+             const float *cosine, const float *sine, int64_t R, int64_t stride, int64_t heads,
+             int64_t head_dim, int64_t T)
+    cry_status cry_rope_bwd_bf16(const cry_team *team, cry_bf16 *dx, const float *dy,
+             const float *cosine, const float *sine, int64_t R, int64_t stride, int64_t heads,
+             int64_t head_dim, int64_t T)
     cry_status cry_embedding(const cry_team *team, float *x, const float *w, const int32_t *ids,
              int64_t R, int64_t D, int64_t V)
     cry_status cry_embedding_bwd(const cry_team *team, float *dw, const float *dx,

@@ -1,9 +1,10 @@
 """The steps of the decoder: each has its forward and, beside it, its hand-written backward.
 
 A step reads and writes named arrays of a :class:`Workspace`: w weights, g their gradients (same
-names), a activations (n those in bf16), one set per (batch, length).  R = B T rows, D width, F
-feed-forward width, E = (heads + 2 kv_heads) head_dim, V vocabulary.  ``dx`` (R, D) is the gradient
-of the residual stream, handed from step to step backwards.
+names), a activations (n those in bf16), one set per (batch, length); activations.py says which
+share memory.  R = B T rows, D width, F feed-forward width, E = (heads + 2 kv_heads) head_dim, V
+vocabulary.  ``dx`` (R, D) is the gradient of the residual stream, handed from step to step
+backwards.
 """
 
 from __future__ import annotations
@@ -51,27 +52,6 @@ class Step(Protocol):
     def backward(self, s: Workspace) -> None: ...
 
 
-def activation_shapes(c: ModelConfig, B: int, T: int, training: bool) -> dict[str, tuple[int, ...]]:
-    """Every array the steps keep for a batch of B sequences of T tokens.
-
-    Without training each layer writes over the arrays of the one before.
-    """
-    R, D, F = B * T, c.dim, c.hidden
-    E = (c.heads + 2 * c.kv_heads) * c.head_dim
-    shapes: dict[str, tuple[int, ...]] = {}
-    for layer in range(c.layers if training else 1):
-        shapes |= {
-            f"{layer}.x": (R, D), f"{layer}.h1": (R, D), f"{layer}.r1": (R,),
-            f"{layer}.qkv": (R, E), f"{layer}.att": (R, D), f"{layer}.lse": (R * c.heads,),
-            f"{layer}.mid": (R, D), f"{layer}.h2": (R, D), f"{layer}.r2": (R,),
-            f"{layer}.gu": (R, 2 * F), f"{layer}.act": (R, F),
-        }  # fmt: skip
-    shapes |= {"x": (R, D), "h": (R, D), "r": (R,), "losses": (R,)}
-    if training:
-        shapes |= {"dx": (R, D), "dh": (R, D), "dqkv": (R, E), "dact": (R, F)}
-    return shapes
-
-
 def _token_lists(s: Workspace, dw: Floats) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
     """Work space to sort the rows of a batch by token."""
     return np.empty(len(s.ids), np.int32), np.empty(len(dw) + 1, np.int64)
@@ -100,12 +80,16 @@ class Attention:
 
     def forward(self, s: Workspace) -> None:
         c, team, a = s.config, s.team, self.a
-        x, h, qkv = s.a[a + "x"], s.a[a + "h1"], s.a[a + "qkv"]
-        team.rmsnorm(h, s.a[a + "r1"], x, s.w[self.w + "input_layernorm.weight"], c.norm_eps)
+        x, h, qkv = s.a[a + "x"], s.a["h"], s.a[a + "qkv"]
+        self._norm(s, h)
         team.matmul(qkv, h, s.w[self.w + "self_attn.qkv"])
         team.rope(qkv, s.cosine, s.sine, c.heads + c.kv_heads, s.T)
         team.attention(s.a[a + "att"], s.a[a + "lse"], qkv, s.T, c.heads, c.kv_heads, s.lengths)
         team.matmul(s.a[a + "mid"], s.a[a + "att"], s.w[self.w + "self_attn.o_proj.weight"], x)
+
+    def _norm(self, s: Workspace, h: Floats) -> None:
+        x, r, norm = s.a[self.a + "x"], s.a[self.a + "r1"], self.w + "input_layernorm.weight"
+        s.team.rmsnorm(h, r, x, s.w[norm], s.config.norm_eps)
 
     def backward(self, s: Workspace) -> None:
         c, team, a, more = s.config, s.team, self.a, s.accumulate
@@ -117,11 +101,12 @@ class Attention:
             dqkv, datt, s.a[a + "att"], qkv, s.a[a + "lse"], s.T, c.heads, c.kv_heads, s.lengths
         )
         team.rope(dqkv, s.cosine, s.sine, c.heads + c.kv_heads, s.T, inverse=True)
-        fused = self.w + "self_attn.qkv"
-        team.matmul_dw(s.g[fused], dqkv, s.a[a + "h1"], s.groups, accumulate=more)
-        team.matmul_dx(s.a["dh"], dqkv, s.w[fused])
+        fused, dh = self.w + "self_attn.qkv", s.a["dh"]
+        self._norm(s, dh)  # the norm's output stays in dh until its gradient takes its place
+        team.matmul_dw(s.g[fused], dqkv, dh, s.groups, accumulate=more)
+        team.matmul_dx(dh, dqkv, s.w[fused])
         team.rmsnorm_bwd(
-            dx, s.g[norm], s.a["dh"], s.a[a + "x"], s.w[norm], s.a[a + "r1"], s.groups,
+            dx, s.g[norm], dh, s.a[a + "x"], s.w[norm], s.a[a + "r1"], s.groups,
             add=True, accumulate=more,
         )  # fmt: skip
 
@@ -136,28 +121,33 @@ class FeedForward:
 
     def forward(self, s: Workspace) -> None:
         team, a, w = s.team, self.a, self.w
-        mid, h, gu, act = s.a[a + "mid"], s.a[a + "h2"], s.a[a + "gu"], s.a[a + "act"]
-        norm = s.w[w + "post_attention_layernorm.weight"]
-        team.rmsnorm(h, s.a[a + "r2"], mid, norm, s.config.norm_eps)
+        mid, h, gu, act = s.a[a + "mid"], s.a["h"], s.a[a + "gu"], s.a["act"]
+        self._norm(s, h)
         team.matmul(gu, h, s.w[w + "mlp.gate_up"])
         team.swiglu(act, gu)
         team.matmul(s.a[self.out], act, s.w[w + "mlp.down_proj.weight"], mid)
 
+    def _norm(self, s: Workspace, h: Floats) -> None:
+        mid, r = s.a[self.a + "mid"], s.a[self.a + "r2"]
+        norm = s.w[self.w + "post_attention_layernorm.weight"]
+        s.team.rmsnorm(h, r, mid, norm, s.config.norm_eps)
+
     def backward(self, s: Workspace) -> None:
         team, a, w, more = s.team, self.a, self.w, s.accumulate
-        dx, dact, gu = s.a["dx"], s.a["dact"], s.a[a + "gu"]
+        dx, dh, act, gu = s.a["dx"], s.a["dh"], s.a["act"], s.a[a + "gu"]
         down, fused, norm = (
             w + "mlp.down_proj.weight",
             w + "mlp.gate_up",
             w + "post_attention_layernorm.weight",
         )
-        team.matmul_dw(s.g[down], dx, s.a[a + "act"], s.groups, accumulate=more)
-        team.matmul_dx(dact, dx, s.w[down])
-        team.swiglu_bwd(gu, dact, gu)  # the gradient takes gu's place: nothing needs gu any more
-        team.matmul_dw(s.g[fused], gu, s.a[a + "h2"], s.groups, accumulate=more)
-        team.matmul_dx(s.a["dh"], gu, s.w[fused])
+        team.matmul_dx(act, dx, s.w[down])
+        team.swiglu_bwd_act(gu, act, gu)  # the gradient takes gu's place, act that of its gradient
+        team.matmul_dw(s.g[down], dx, act, s.groups, accumulate=more)
+        self._norm(s, dh)
+        team.matmul_dw(s.g[fused], gu, dh, s.groups, accumulate=more)
+        team.matmul_dx(dh, gu, s.w[fused])
         team.rmsnorm_bwd(
-            dx, s.g[norm], s.a["dh"], s.a[a + "mid"], s.w[norm], s.a[a + "r2"], s.groups,
+            dx, s.g[norm], dh, s.a[a + "mid"], s.w[norm], s.a[a + "r2"], s.groups,
             add=True, accumulate=more,
         )  # fmt: skip
 

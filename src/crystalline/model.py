@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 
 from crystalline._native import Team
-from crystalline.config import PRECISIONS, ModelConfig, parameter_count, parameter_shapes
-from crystalline.errors import UsageError
-from crystalline.layers import (
-    FP32,
-    Floats,
-    SampledHead,
-    Workspace,
-    activation_shapes,
-    decoder_steps,
+from crystalline.activations import decoder_arrays, layout, views
+from crystalline.config import (
+    PRECISIONS,
+    ModelConfig,
+    parameter_count,
+    parameter_shapes,
+    parameter_spans,
 )
-from crystalline.layers_bf16 import BF16, bf16_shapes, float_shapes
+from crystalline.errors import UsageError
+from crystalline.layers import FP32, Floats, SampledHead, Workspace, decoder_steps
+from crystalline.layers_bf16 import BF16
 from crystalline.memory import arena
 from crystalline.positions import rope_tables
 
@@ -36,13 +34,10 @@ class Parameters:
         self.config = config
         self.flat = arena(parameter_count(config))
         self.named: dict[str, Floats] = {}
-        self.spans: dict[str, tuple[int, int]] = {}
-        at = 0
+        self.spans = parameter_spans(config)
         for name, shape in parameter_shapes(config).items():
-            end = at + int(np.prod(shape))
-            self.spans[name] = (at, end)
-            self.named[name] = self.flat[at:end].reshape(shape)
-            at = end
+            begin, end = self.spans[name]
+            self.named[name] = self.flat[begin:end].reshape(shape)
         self.fused = dict(self.named)
         for layer in range(config.layers):
             p = f"model.layers.{layer}."
@@ -97,17 +92,6 @@ def group_starts(B: int) -> NDArray[np.int64]:
     return np.cumsum([0, *sizes], dtype=np.int64)
 
 
-def _views(shapes: dict[str, tuple[int, ...]], dtype: type[Any] = np.float32) -> dict[str, Any]:
-    """One block of memory cut into arrays of ``dtype``, each on a cache line."""
-    line = 64 // np.dtype(dtype).itemsize
-    sizes = {name: -(-int(np.prod(shape)) // line) * line for name, shape in shapes.items()}
-    block, at, views = arena(sum(sizes.values()) * 16 // line).view(dtype), 0, {}
-    for name, shape in shapes.items():
-        views[name] = block[at : at + int(np.prod(shape))].reshape(shape)
-        at += sizes[name]
-    return views
-
-
 def check_precision(c: ModelConfig, team: Team, precision: str) -> None:
     """UsageError where a model cannot be trained in ``precision`` by this team."""
     if precision not in PRECISIONS:
@@ -126,27 +110,29 @@ class Decoder:
 
     ``gradients`` None plans for losses only, with one layer's activations.  With ``log_expected``
     (V,) gradients are those of the sampled loss.  ``precision`` is "fp32", or "bf16" for bf16
-    operands (see ``check_precision``).
+    operands (see ``check_precision``).  ``lend_gradients`` keeps activations in the gradients'
+    memory until these are set: they cannot be added to, and last only until the next forward.
     """
 
     def __init__(
         self, weights: Parameters, team: Team, B: int, T: int, gradients: Parameters | None = None,
-        precision: str = "fp32", log_expected: Floats | None = None,
+        precision: str = "fp32", log_expected: Floats | None = None, lend_gradients: bool = False,
     ) -> None:  # fmt: skip
-        c, training, narrow = weights.config, gradients is not None, precision == "bf16"
+        c, training, sampled = weights.config, gradients is not None, log_expected is not None
         check_precision(c, team, precision)
-        shapes = (float_shapes if narrow else activation_shapes)(c, B, T, training)
-        kinds = BF16 if narrow else FP32
-        if log_expected is not None:  # its head is float32 in either precision
-            shapes["h"], kinds = (B * T, c.dim), (*kinds[:2], SampledHead)
+        kinds = BF16 if precision == "bf16" else FP32
+        if sampled:
+            kinds = (*kinds[:2], SampledHead)
+        self.lends = lend_gradients and training
+        arrays = decoder_arrays(c, B, T, training, precision == "bf16", sampled)
+        self.layout = layout(arrays, c, self.lends)
+        wide, narrow = views(arrays, self.layout, gradients.flat if gradients else None)
         self.config, self.B, self.T = c, B, T
         self.order, starts = group_order(B)
         cosine, sine = rope_tables(T, c.head_dim, c.rope_theta)
         self.space = Workspace(
             config=c, team=team, w=weights.fused, g=gradients.fused if gradients else {},
-            a=_views(shapes),
-            n=_views(bf16_shapes(c, B, T, training), np.uint16) if narrow else {},
-            cosine=cosine, sine=sine, groups=starts * T,
+            a=wide, n=narrow, cosine=cosine, sine=sine, groups=starts * T,
             ids=np.zeros(B * T, np.int32), targets=np.zeros(B * T, np.int32),
             lengths=np.full(B, T, np.int64), T=T, log_expected=log_expected,
         )  # fmt: skip
@@ -189,6 +175,8 @@ class Decoder:
         With the sampled loss it is among ``samples`` (rising), and the gradients of embedding and
         output weight are added in any case, to the rows of ids, targets and samples alone.
         """
+        if accumulate and self.lends:
+            raise ValueError("gradients that are lent to activations cannot be added to")
         self._take(ids, targets)
         self.space.samples = samples
         self.space.scale, self.space.accumulate = scale, accumulate

@@ -3,7 +3,6 @@ it fits into the machine."""
 
 from __future__ import annotations
 
-import math
 import time
 from dataclasses import dataclass, replace
 
@@ -11,10 +10,9 @@ import numpy as np
 import psutil
 
 from crystalline._native import Team
+from crystalline.activations import decoder_arrays, layout
 from crystalline.config import PRESETS, ModelConfig, TrainConfig, parameter_count
 from crystalline.errors import ConfigError
-from crystalline.layers import activation_shapes
-from crystalline.layers_bf16 import bf16_shapes, float_shapes
 from crystalline.model import group_starts
 
 DEFAULT_MINUTES = 5.0
@@ -40,6 +38,16 @@ class Recipe:
     def sequences(self) -> int:
         """Sequences of one step."""
         return self.batch_size * self.accumulate
+
+    @property
+    def lends_gradients(self) -> bool:
+        """Whether activations may lie in the gradients' memory: nothing is added to gradients."""
+        return self.accumulate == 1
+
+    @property
+    def kind(self) -> tuple[int, str, bool]:
+        """What the memory depends on beside the batch."""
+        return self.samples, self.precision, self.lends_gradients
 
 
 # (width, layers, width of a head, sequence length): what is chosen from, smallest first.
@@ -202,18 +210,13 @@ def choose_recipe(budget: Budget, c: ModelConfig) -> Recipe:
 
 
 def memory_forecast(
-    c: ModelConfig, B: int, T: int, team: Team, samples: int = 0, precision: str = "fp32"
-) -> int:
+    c: ModelConfig, B: int, T: int, team: Team, samples: int = 0, precision: str = "fp32",
+    lend_gradients: bool = False,
+) -> int:  # fmt: skip
     """Bytes that training will hold: weights, gradients, two moments, the weights once more for
     others to look at, activations, work space (with the sampled loss for so many samples)."""
-    narrow = precision == "bf16"
-    shapes = (float_shapes if narrow else activation_shapes)(c, B, T, True)
-    if samples:
-        shapes["h"] = (B * T, c.dim)  # that the sampled head reads in either precision
-    activations = sum(math.prod(shape) for shape in shapes.values())
-    if narrow:
-        halves = sum(math.prod(shape) for shape in bf16_shapes(c, B, T, True).values())
-        activations += halves // 2
+    arrays = decoder_arrays(c, B, T, True, precision == "bf16", samples > 0)
+    activations = layout(arrays, c, lend_gradients).floats
     starts = group_starts(B) * T
     work = team.work_floats(starts, T, c.dim, c.heads, c.kv_heads, c.hidden, c.vocab_size,
                             samples)  # fmt: skip
@@ -221,10 +224,11 @@ def memory_forecast(
 
 
 def check_memory(
-    c: ModelConfig, B: int, T: int, team: Team, samples: int = 0, precision: str = "fp32"
-) -> int:
+    c: ModelConfig, B: int, T: int, team: Team, samples: int = 0, precision: str = "fp32",
+    lend_gradients: bool = False,
+) -> int:  # fmt: skip
     """The forecast; ConfigError where the machine has less."""
-    need = memory_forecast(c, B, T, team, samples, precision)
+    need = memory_forecast(c, B, T, team, samples, precision, lend_gradients)
     have = int(psutil.virtual_memory().available)
     if need > have:
         raise ConfigError(

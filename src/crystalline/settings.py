@@ -53,7 +53,7 @@ def _set_batch_size(trainer: Trainer, value: float) -> None:
     c, recipe = trainer.config, trainer.recipe
     if size == recipe.batch_size:
         return
-    team, kind = trainer.team, (recipe.samples, recipe.precision)
+    team, kind = trainer.team, recipe.kind
     needs = [
         memory_forecast(c, B, c.seq_len, team, *kind) for B in (recipe.batch_size, size)
     ]

@@ -65,7 +65,7 @@ class Training:
         self.progress, self.on_event = progress, on_event
         self.store = TokenStore.open(out)
         B, T = recipe.batch_size, config.seq_len
-        check_memory(config, B, T, self.team, recipe.samples, recipe.precision)
+        check_memory(config, B, T, self.team, *recipe.kind)
         self.weights, self.gradients = Parameters(config), Parameters(config)
         crew.interleave(self.weights.flat)
         settings = AdamWConfig(weight_decay=recipe.weight_decay)
@@ -93,8 +93,9 @@ class Training:
         B, T = self.recipe.batch_size, self.config.seq_len
         expected = None if self.candidates is None else self.candidates.log_expected
         self.decoder = Decoder(
-            self.weights, self.team, B, T, self.gradients, self.recipe.precision, expected
-        )
+            self.weights, self.team, B, T, self.gradients, self.recipe.precision, expected,
+            self.recipe.lends_gradients,
+        )  # fmt: skip
         self.batches = Batches(self.store.train, B, T, self.recipe.seed)
 
     @classmethod

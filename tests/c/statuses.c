@@ -58,6 +58,7 @@ static void rows(const cry_team *t, const cry_team *poor)
     refused("rope", cry_rope(t, y, in, in, R, 8, 2, 4, -1, 4, 0), CRY_BAD_SHAPE);
     refused("swiglu", cry_swiglu(t, y, in, R, 0), CRY_BAD_SHAPE);
     refused("swiglu_bwd", cry_swiglu_bwd(t, y, in, in, -1, D), CRY_BAD_SHAPE);
+    refused("swiglu_bwd_act", cry_swiglu_bwd_act(t, y, z, in, R, 0), CRY_BAD_SHAPE);
 }
 
 static void attention(const cry_team *t, const cry_team *poor)

@@ -8,6 +8,7 @@
 #include "matmul.h"
 #include "pack.h"
 #include "norm.h"
+#include "rope.h"
 #include "swiglu.h"
 #include "softmax.h"
 
@@ -57,6 +58,30 @@ static void swiglu_bwd_narrow(cry_bf16 *dgu, const cry_bf16 *dact, const cry_bf1
     swiglu_bwd(as(dgu), from(dact), from(gu), rows, F);
 }
 
+static void swiglu_bwd_act_narrow(cry_bf16 *dgu, cry_bf16 *act, const cry_bf16 *gu, int64_t rows,
+                                  int64_t F)
+{
+    swiglu_bwd_act(as(dgu), as(act), from(gu), rows, F);
+}
+
+static void widen(float *y, const cry_bf16 *x, int64_t n)
+{
+    for (int64_t j = 0; j < n; j += 16) v16_put(y + j, value_get(from(x), j, n - j), n - j);
+}
+
+static void rope_wide(float *y, const cry_bf16 *x, const float *cosine, const float *sine, int64_t rows,
+                      int64_t stride, int64_t heads, int64_t head_dim, int64_t position, int64_t T)
+{
+    rope_between(y, from(x), cosine, sine, rows, stride, heads, head_dim, position, T, 0);
+}
+
+static void rope_bwd_narrow(cry_bf16 *dx, const float *dy, const float *cosine, const float *sine,
+                            int64_t rows, int64_t stride, int64_t heads, int64_t head_dim,
+                            int64_t position, int64_t T)
+{
+    rope_between(as(dx), dy, cosine, sine, rows, stride, heads, head_dim, position, T, 1);
+}
+
 extern const cry_bf16_kernels cry_kernels_bf16;
 const cry_bf16_kernels cry_kernels_bf16 = {
     .pack = pack,
@@ -70,4 +95,8 @@ const cry_bf16_kernels cry_kernels_bf16 = {
     .swiglu = swiglu_narrow,
     .swiglu_bwd = swiglu_bwd_narrow,
     .cross_entropy = cross_entropy,
+    .swiglu_bwd_act = swiglu_bwd_act_narrow,
+    .widen = widen,
+    .rope = rope_wide,
+    .rope_bwd = rope_bwd_narrow,
 };

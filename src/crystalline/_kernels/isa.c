@@ -85,4 +85,5 @@ const cry_kernels CRY_TABLE = {
     .logsumexp = logsumexp,
     .cross_entropy_bwd = cross_entropy_bwd,
     .rmsnorm_far = rmsnorm_far,
+    .swiglu_bwd_act = swiglu_bwd_act,
 };

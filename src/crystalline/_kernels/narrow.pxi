@@ -104,6 +104,65 @@ cdef class Narrow(Attends):
         self._leave("swiglu_bwd_bf16", status)
 
 
+    def swiglu_bwd_act_bf16(self, uint16_t[:, ::1] dgu, uint16_t[:, ::1] act,
+                            const uint16_t[:, ::1] gu):
+        """``swiglu_bwd_act`` on bf16."""
+        cdef cry_status status
+        _same("swiglu_bwd_act_bf16", "columns of gu", gu.shape[1], "twice act's", 2 * act.shape[1])
+        _same("swiglu_bwd_act_bf16", "columns of dgu", dgu.shape[1], "columns of gu", gu.shape[1])
+        _same("swiglu_bwd_act_bf16", "rows of gu", gu.shape[0], "rows of act", act.shape[0])
+        _same("swiglu_bwd_act_bf16", "rows of dgu", dgu.shape[0], "rows of act", act.shape[0])
+        self._enter()
+        with nogil:
+            status = cry_swiglu_bwd_act_bf16(&self.c, &dgu[0, 0], &act[0, 0], &gu[0, 0],
+                                             act.shape[0], act.shape[1])
+        self._leave("swiglu_bwd_act_bf16", status)
+
+    def from_bf16(self, float[::1] y, const uint16_t[::1] x):
+        """y (n) = x, exactly."""
+        cdef cry_status status
+        _same("from_bf16", "entries of y", y.shape[0], "entries of x", x.shape[0])
+        if x.shape[0] == 0:
+            return
+        self._enter()
+        with nogil:
+            status = cry_from_bf16(&self.c, &y[0], &x[0], x.shape[0])
+        self._leave("from_bf16", status)
+
+    def rope_bf16(self, float[:, ::1] y, const uint16_t[:, ::1] x, const float[:, ::1] cosine,
+                  const float[:, ::1] sine, int64_t heads, int64_t T):
+        """y = x (bf16) with the first ``heads`` heads of each row turned, row r at position r mod T."""
+        cdef cry_status status
+        _tables_reach("rope_bf16", y.shape, x.shape, cosine.shape, sine.shape, T)
+        self._enter()
+        with nogil:
+            status = cry_rope_bf16(&self.c, &y[0, 0], &x[0, 0], &cosine[0, 0], &sine[0, 0],
+                                   x.shape[0], x.shape[1], heads, 2 * cosine.shape[1], T)
+        self._leave("rope_bf16", status)
+
+    def rope_bwd_bf16(self, uint16_t[:, ::1] dx, const float[:, ::1] dy, const float[:, ::1] cosine,
+                      const float[:, ::1] sine, int64_t heads, int64_t T):
+        """dx (bf16) = dy with the heads turned back: the gradient of ``rope_bf16``."""
+        cdef cry_status status
+        _tables_reach("rope_bwd_bf16", dx.shape, dy.shape, cosine.shape, sine.shape, T)
+        self._enter()
+        with nogil:
+            status = cry_rope_bwd_bf16(&self.c, &dx[0, 0], &dy[0, 0], &cosine[0, 0], &sine[0, 0],
+                                       dy.shape[0], dy.shape[1], heads, 2 * cosine.shape[1], T)
+        self._leave("rope_bwd_bf16", status)
+
+
+cdef object _tables_reach(str op, const Py_ssize_t *to, const Py_ssize_t *of,
+                          const Py_ssize_t *cosine, const Py_ssize_t *sine, int64_t T):
+    """The shapes of both sides agree, and the tables have the T positions of their rows."""
+    _same(op, "rows of the result", to[0], "rows of the operand", of[0])
+    _same(op, "columns of the result", to[1], "columns of the operand", of[1])
+    _same(op, "rows of sine", sine[0], "rows of cosine", cosine[0])
+    _same(op, "columns of sine", sine[1], "columns of cosine", cosine[1])
+    if min(T, of[0]) > cosine[0]:
+        raise ValueError(f"{op}: {min(T, of[0])} positions are more than the {cosine[0]} of the tables")
+
+
 cdef class _Result:
     """Where a product goes: a float32 or a bf16 array (rows, columns)."""
 

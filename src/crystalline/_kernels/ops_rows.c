@@ -136,3 +136,19 @@ cry_status cry_swiglu_bwd(const cry_team *team, float *dgu, const float *dact, c
     run_rows(&job, R, 2 * F, swiglu_bwd_task);
     return CRY_OK;
 }
+
+static void swiglu_bwd_act_task(void *context, int64_t task, int thread)
+{
+    rows_job *w = context;
+    SPAN_OF(w, task);
+    kernels->swiglu_bwd_act(w->out + 2 * at * w->D, w->out2 + at * w->D, w->in + 2 * at * w->D, n, w->D);
+}
+
+cry_status cry_swiglu_bwd_act(const cry_team *team, float *dgu, float *act, const float *gu, int64_t R,
+                              int64_t F)
+{
+    if (R < 0 || F <= 0) return CRY_BAD_SHAPE;
+    rows_job job = {.team = team, .out = dgu, .out2 = act, .in = gu, .D = F};
+    run_rows(&job, R, 2 * F, swiglu_bwd_act_task);
+    return CRY_OK;
+}

@@ -84,6 +84,20 @@ cdef class Rows(Softmaxes):
                                     dact.shape[1])
         self._leave("swiglu_bwd", status)
 
+    def swiglu_bwd_act(self, float[:, ::1] dgu, float[:, ::1] act, const float[:, ::1] gu):
+        """dgu (R, 2 F), which may be gu itself, from dact (R, F), which comes in act and gives way to
+        what ``swiglu`` makes of gu."""
+        cdef cry_status status
+        _same("swiglu_bwd_act", "columns of gu", gu.shape[1], "twice act's", 2 * act.shape[1])
+        _same("swiglu_bwd_act", "columns of dgu", dgu.shape[1], "columns of gu", gu.shape[1])
+        _same("swiglu_bwd_act", "rows of gu", gu.shape[0], "rows of act", act.shape[0])
+        _same("swiglu_bwd_act", "rows of dgu", dgu.shape[0], "rows of act", act.shape[0])
+        self._enter()
+        with nogil:
+            status = cry_swiglu_bwd_act(&self.c, &dgu[0, 0], &act[0, 0], &gu[0, 0], act.shape[0],
+                                        act.shape[1])
+        self._leave("swiglu_bwd_act", status)
+
     def embedding(self, float[:, ::1] x, const float[:, ::1] w, const int32_t[::1] ids):
         """x (R, D) = w (V, D)[ids]."""
         cdef cry_status status

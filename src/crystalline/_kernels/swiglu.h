@@ -24,8 +24,9 @@ static void swiglu(float *act, const float *gu, int64_t rows, int64_t F)
         }
 }
 
-/* dgu(rows,2F), which may be gu, from dact(rows,F). */
-static void swiglu_bwd(float *dgu, const float *dact, const float *gu, int64_t rows, int64_t F)
+/* dgu(rows,2F), which may be gu, from dact(rows,F); act(rows,F), which may be dact, if it is not NULL. */
+CRY_INLINE void swiglu_back(float *dgu, float *act, const float *dact, const float *gu, int64_t rows,
+                            int64_t F)
 {
     for (int64_t i = 0; i < rows; i++)
         for (int64_t j = 0; j < F; j += 16) {
@@ -38,8 +39,21 @@ static void swiglu_bwd(float *dgu, const float *dact, const float *gu, int64_t r
             fetch_ahead(operand_at(dact, i * F + j), F / OPERAND_STEPS, i + 1 < rows);
             v16 slope = v16_mul(s, v16_fma(g, v16_sub(one, s), one));
             value_put(dgu, at, v16_mul(v16_mul(d, u), slope), n);
-            value_put(dgu, at + F, v16_mul(d, v16_mul(g, s)), n);
+            v16 gs = v16_mul(g, s);
+            value_put(dgu, at + F, v16_mul(d, gs), n);
+            if (act) value_put(act, i * F + j, v16_mul(gs, u), n);
         }
+}
+
+static void swiglu_bwd(float *dgu, const float *dact, const float *gu, int64_t rows, int64_t F)
+{
+    swiglu_back(dgu, 0, dact, gu, rows, F);
+}
+
+/* act(rows,F) is dact before, and afterwards what swiglu gives, to the bit. */
+static void swiglu_bwd_act(float *dgu, float *act, const float *gu, int64_t rows, int64_t F)
+{
+    swiglu_back(dgu, act, act, gu, rows, F);
 }
 
 #endif

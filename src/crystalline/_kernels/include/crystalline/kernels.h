@@ -220,6 +220,8 @@ typedef struct cry_kernels {
     /* As rmsnorm, y written around the caches and not x: for an output larger than they are. */
     void (*rmsnorm_far)(float *y, float *rrms, const float *x, const float *w, int64_t rows, int64_t D,
                         float eps);
+    /* As swiglu_bwd, with dact(rows,F) in act, which becomes once more what swiglu gives. */
+    void (*swiglu_bwd_act)(float *dgu, float *act, const float *gu, int64_t rows, int64_t F);
 } cry_kernels;
 
 /* bf16: the upper half of a float32. */
@@ -255,6 +257,14 @@ typedef struct cry_bf16_kernels {
     /* The gradient fills the first half of each row of logits, a zero after an odd V. */
     void (*cross_entropy)(float *losses, float *logits, const int32_t *targets, int64_t rows,
                           int64_t V, float scale, int gradient);
+    void (*swiglu_bwd_act)(cry_bf16 *dgu, cry_bf16 *act, const cry_bf16 *gu, int64_t rows, int64_t F);
+    void (*widen)(float *y, const cry_bf16 *x, int64_t n); /* exact */
+    /* y(rows, stride) = x in float32, its first `heads` heads turned as by rope; the gradient dx is dy
+     * with its heads turned back, rounded. */
+    void (*rope)(float *y, const cry_bf16 *x, const float *cosine, const float *sine, int64_t rows,
+                 int64_t stride, int64_t heads, int64_t head_dim, int64_t position, int64_t T);
+    void (*rope_bwd)(cry_bf16 *dx, const float *dy, const float *cosine, const float *sine, int64_t rows,
+                     int64_t stride, int64_t heads, int64_t head_dim, int64_t position, int64_t T);
 } cry_bf16_kernels;
 
 /* The bf16 table, where this CPU can run it and isa is NULL or "avx512"; else NULL. */

@@ -147,6 +147,9 @@ CRY_API cry_status cry_attention_with_cache(const cry_team *team, float *out, co
 CRY_API cry_status cry_swiglu(const cry_team *team, float *act, const float *gu, int64_t R, int64_t F);
 CRY_API cry_status cry_swiglu_bwd(const cry_team *team, float *dgu, const float *dact,
                                   const float *gu, int64_t R, int64_t F);
+/* As cry_swiglu_bwd, with dact in act(R,F), which becomes once more what cry_swiglu gives. */
+CRY_API cry_status cry_swiglu_bwd_act(const cry_team *team, float *dgu, float *act, const float *gu,
+                                      int64_t R, int64_t F);
 /* The same on bf16, for an even number of terms of a sum (K forward, N for dx): operands in bf16, w
  * rounded to it, sums in float32.  The result goes to y, or rounded to `narrow`; the other is NULL, and
  * with `narrow` init is NULL too: CRY_BAD_SHAPE.  They need what those on float32 need. */
@@ -166,6 +169,19 @@ CRY_API cry_status cry_swiglu_bf16(const cry_team *team, cry_bf16 *act, const cr
                                    int64_t F);
 CRY_API cry_status cry_swiglu_bwd_bf16(const cry_team *team, cry_bf16 *dgu, const cry_bf16 *dact,
                                        const cry_bf16 *gu, int64_t R, int64_t F);
+CRY_API cry_status cry_swiglu_bwd_act_bf16(const cry_team *team, cry_bf16 *dgu, cry_bf16 *act,
+                                           const cry_bf16 *gu, int64_t R, int64_t F);
+/* y(n) = x(n), exactly. */
+CRY_API cry_status cry_from_bf16(const cry_team *team, float *y, const cry_bf16 *x, int64_t n);
+/* y(R, stride) = x in float32, with its heads turned as cry_rope turns them from position 0 on; the
+ * gradient dx is dy with its heads turned back, in bf16. */
+CRY_API cry_status cry_rope_bf16(const cry_team *team, float *y, const cry_bf16 *x,
+                                 const float *cosine, const float *sine, int64_t R, int64_t stride,
+                                 int64_t heads, int64_t head_dim, int64_t T);
+CRY_API cry_status cry_rope_bwd_bf16(const cry_team *team, cry_bf16 *dx, const float *dy,
+                                     const float *cosine, const float *sine, int64_t R,
+                                     int64_t stride, int64_t heads, int64_t head_dim,
+                                     int64_t T);
 /* x(R,D) = w(V,D)[ids(R)].  CRY_BAD_INDEX where an id is outside 0 .. V - 1. */
 CRY_API cry_status cry_embedding(const cry_team *team, float *x, const float *w, const int32_t *ids,
                                  int64_t R, int64_t D, int64_t V);
