@@ -130,7 +130,7 @@ def test_rope_refuses_what_does_not_fit() -> None:
     for work, to, x in ((team.rope_bf16, wide, narrow), (team.rope_bwd_bf16, narrow, wide)):
         with pytest.raises(ValueError, match="4 positions are more than the 3 of the tables"):
             work(to, x, *tables, 2, 4)
-        with pytest.raises(ValueError, match="rows of the result is 5, but rows of the operand is 6"):
+        with pytest.raises(ValueError, match="rows of the result is 5, but rows of the operand"):
             work(to[:5], x, *tables, 2, 3)
         with pytest.raises(ValueError, match="a size is zero, negative or does not fit"):
             work(to, x, *tables, 3, 3)
