@@ -9,7 +9,7 @@
 #include "pack.h"
 #include "norm.h"
 #include "swiglu.h"
-#include "softmax.h"
+#include "head.h"
 
 /* The headers' arrays of activations are float *; here they hold bf16. */
 static float *as(cry_bf16 *p) { return (float *)(void *)p; }
@@ -69,5 +69,8 @@ const cry_bf16_kernels cry_kernels_bf16 = {
     .rmsnorm = rmsnorm_narrow,
     .swiglu = swiglu_narrow,
     .swiglu_bwd = swiglu_bwd_narrow,
-    .cross_entropy = cross_entropy,
+    .head_project = head_project,
+    .head_softmax = head_softmax,
+    .head_scale = head_scale,
+    .head_back = head_back,
 };

@@ -22,6 +22,7 @@
 #include "swiglu.h"
 #include "embedding.h"
 #include "softmax.h"
+#include "head.h"
 #include "optim.h"
 #include "gemv.h"
 #include "sampled.h"
@@ -84,4 +85,8 @@ const cry_kernels CRY_TABLE = {
     .log_softmax_bwd = log_softmax_bwd,
     .logsumexp = logsumexp,
     .cross_entropy_bwd = cross_entropy_bwd,
+    .head_project = head_project,
+    .head_softmax = head_softmax,
+    .head_scale = head_scale,
+    .head_back = head_back,
 };

@@ -277,8 +277,13 @@ static void tree_block(tile_job job, tree_part part, const float *panels, int64_
     int64_t down = (part.m + TILE_M - 1) / TILE_M, tiles = down * ((n + TILE_N - 1) / TILE_N);
     job.a = block, job.rs = 1, job.cs = M_BLOCK, job.ldb = TILE_N;
     job.ldi = sums.lds, job.ldq = sums.ldq;
-    job.k = operand_columns(block, M_BLOCK, part.a, part.rs, part.cs, part.m, part.k);
-    job.ahead_stride = part.cs, job.width = part.m, job.rows_ahead = (part.k + tiles - 1) / tiles;
+    if (part.cs == 1 && part.rs > 1) { /* steps are neighbours: they are used where they lie */
+        job.a = part.a, job.rs = part.rs / OPERAND_STEPS, job.cs = 1;
+        job.k = (part.k + OPERAND_STEPS - 1) / OPERAND_STEPS;
+    } else {
+        job.k = operand_columns(block, M_BLOCK, part.a, part.rs, part.cs, part.m, part.k);
+        job.ahead_stride = part.cs, job.width = part.m, job.rows_ahead = (part.k + tiles - 1) / tiles;
+    }
     if (!job.branch) job.ldc = sums.lds;
     for (int64_t j = 0; j < n; j += TILE_N) {
         job.c = job.branch ? c + j : sums.s + j;
