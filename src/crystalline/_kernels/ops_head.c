@@ -2,10 +2,10 @@
  *
  *   z^T = w h^T;  losses and dz from z, in place;  dw = dz^T h by groups and tree;  dh = dz w
  *
- * w is read where it lies, logits are there for one block.  A block is a third of the groups, the three
- * that one branch of the tree adds, so that their sums stay in registers; where one group and a buffer q
- * of dw's size for the running sum of three take less memory, it is that; and where a group is
- * too large too, a part of it, with a second buffer s for its running chain. */
+ * w is read where it lies, logits are there for one block.  A block is a third of the groups, the
+ * three that one branch of the tree adds, so that their sums stay in registers; where one group and a
+ * buffer q of dw's size for the running sum of three take less memory, it is that; and where a group
+ * is too large too, a part of it, with a second buffer s for its running chain. */
 #include "tasks.h"
 
 #include <string.h>
@@ -13,7 +13,7 @@
 enum {
     BLOCK_FLOATS = 1 << 24, LEAST_BLOCK = 48, MOST_BLOCK = 1024,
     WORDS = 48,                  /* of one task that makes rows of dw */
-    BACK_COLS = 128, BACK_TOKENS = 384, /* of one task that makes part of dh */
+    BACK_COLS = 128,             /* of dh that one task makes */
     CHUNK_NUMBERS = CRY_HEAD_CHUNK * 1024, /* of w in a thread's memory, where it must be copied */
 };
 
@@ -21,7 +21,8 @@ typedef struct head_plan {
     int64_t block, rows; /* tokens of one block, at most, and up to whole panels */
     int64_t chunk, chunks;
     int whole;           /* every third of the groups is one block */
-    int64_t tops, sums, picked, targets, h, h_rows, work, work_len, q, s, total; /* offsets in shared */
+    /* Offsets in shared; logits are at 0. */
+    int64_t tops, sums, picked, targets, h, h_rows, work, work_len, q, s, total;
 } head_plan;
 
 static int64_t most_rows(const int64_t *groups, int together)
@@ -41,12 +42,12 @@ static int64_t work_floats(const head_plan *p, int64_t D, int64_t steps, int gra
 {
     int64_t copied = steps > 1 || D % 2048 == 0 ? p->chunk * (D + 32) / steps : 0;
     if (!gradient) return cry_round64(copied);
-    int64_t dz = WORDS * (p->rows + 32) / steps, dh = BACK_COLS * cry_smaller(p->rows, BACK_TOKENS);
+    int64_t dz = WORDS * (p->rows + 32) / steps, dh = BACK_COLS * p->rows;
     return cry_round64(larger(copied, larger(dz, dh)));
 }
 
-static head_plan plan_head(const cry_team *team, const int64_t *groups, int64_t D, int64_t V, int gradient,
-                           int64_t steps)
+static head_plan plan_head(const cry_team *team, const int64_t *groups, int64_t D, int64_t V,
+                           int gradient, int64_t steps)
 {
     head_plan p = {0};
     if (V <= 0 || D <= 0) return p; /* cry_head refuses it; its need may be asked before */
@@ -64,7 +65,8 @@ static head_plan plan_head(const cry_team *team, const int64_t *groups, int64_t 
     p.targets = p.picked + cry_round64(p.rows);
     p.h = p.targets + cry_round64(p.rows);
     p.h_rows = p.h + cry_round64(p.rows * k);
-    p.work = p.h_rows + (gradient ? cry_round64(cry_packed_len(team, cry_ceil(p.block + CRY_GROUPS, steps), D)) : 0);
+    int64_t pairs = cry_ceil(p.block + CRY_GROUPS, steps); /* an odd group has one more */
+    p.work = p.h_rows + (gradient ? cry_round64(cry_packed_len(team, pairs, D)) : 0);
     p.work_len = work_floats(&p, D, steps, gradient);
     p.q = p.work + team->threads * p.work_len;
     p.s = p.q + (gradient && !p.whole ? cry_round64(V * D) : 0);
@@ -141,7 +143,8 @@ static void weight_task(void *context, int64_t task, int thread)
 static void back_task(void *context, int64_t task, int thread)
 {
     const head_job *w = context;
-    int64_t d = task / w->across * w->grid.cols, first = task % w->across * w->cols, D = w->logits.D;
+    int64_t D = w->logits.D, d = task / w->across * w->grid.cols;
+    int64_t first = task % w->across * w->cols;
     int64_t end = cry_smaller(first + w->cols, w->logits.rows / w->team->kernels->tile_n);
     int64_t m = cry_smaller(w->grid.cols, D - d);
     float *dh = w->dh + w->begin * D, *work = work_of(w, thread);
@@ -149,12 +152,12 @@ static void back_task(void *context, int64_t task, int thread)
     else w->p->kernels->head_back(dh, &w->logits, w->w, d, m, first, end, work);
 }
 
-/* Panels cut so that there are a few tasks for each thread, as one part of the other side gives `down`. */
-static void run_cut(head_job *w, int64_t down, int64_t most, cry_task *task)
+/* `down` parts of one side, and panels only cut where those are too few for the threads: w is read
+ * again for each cut. */
+static void run_cut(head_job *w, int64_t down, cry_task *task)
 {
     int64_t panels = w->logits.rows / w->team->kernels->tile_n;
-    int64_t wanted = w->team->threads > 1 ? cry_ceil(4 * w->team->threads, down) : 1;
-    w->cols = cry_smaller(cry_ceil(panels, cry_smaller(wanted, panels)), most);
+    w->cols = cry_ceil(panels, cry_smaller(cry_ceil(w->team->threads, down), panels));
     w->across = cry_ceil(panels, w->cols);
     cry_run(w->team, down * w->across, task, w);
 }
@@ -171,12 +174,12 @@ static void run_block(head_job *w)
     memcpy(targets, w->targets + w->begin, (size_t)w->logits.tokens * sizeof *targets);
     cry_products words = cry_float_products(w->team); /* pairs along h are neighbours already */
     cry_pack(w->team, &words, shared + w->plan->h, h, 1, k, k, w->logits.tokens);
-    run_cut(w, w->plan->chunks, w->logits.rows, project_task);
+    run_cut(w, w->plan->chunks, project_task);
     cry_run(w->team, w->logits.rows / 16, softmax_task, w);
     if (!w->dw) return;
     w->length = cry_pack_groups(w->team, p, shared + w->plan->h_rows, h, D, w->branches, w->count);
     cry_run(w->team, w->grid.down, weight_task, w);
-    run_cut(w, cry_ceil(D, w->grid.cols), BACK_TOKENS / tile_n, back_task);
+    run_cut(w, cry_ceil(D, w->grid.cols), back_task);
 }
 
 /* The rows of `count` branches, whole or in parts, as blocks; branches count rows from the block's. */
