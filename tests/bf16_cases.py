@@ -113,7 +113,8 @@ def head_bf16(
             dz[np.arange(R), targets] += scale
             size_dh, size_dw = dz @ abs(operands[1]), dz.T @ abs(operands[0])
             assert np.all(abs(o["dh"] - want_dh) <= 2.02 * HALF * size_dh)
-            assert np.all(abs(o["dw"] - (want_dw + dw if add else want_dw)) <= 2.02 * HALF * size_dw)
+            want_dw_all = want_dw + dw if add else want_dw
+            assert np.all(abs(o["dw"] - want_dw_all) <= 2.02 * HALF * size_dw)
         return [losses]
 
     starts = groups_of(R) if groups is None else groups
