@@ -9,6 +9,8 @@
  *   dz = scale (exp(z - m) / S - [v = t])
  * Element v of a token belongs to lane v mod 16 of its sum; lanes meet by the tree 16 > 8 > 4 > 2 > 1.
  *
+ * The exponentials are computed twice, for S and for dz: that takes less time than keeping them does.
+ *
  * In bf16 no logit is stored: a chunk of words becomes exponentials below its own largest logit, as
  * they leave the product.  They are good to half a unit of bf16 whatever that logit is, and one factor
  * for a chunk and token makes them dz.  Sums are of the unrounded ones, and the target's entry is
@@ -20,8 +22,8 @@
 
 #include "matmul.h"
 
-/* Steps of the sum for dh between which it is read and written: both operands then stay in L1. */
-enum { BACK_STEPS = 128 };
+/* Steps of the sum for dh between which it is read and written: w's columns then stay in L2. */
+enum { BACK_STEPS = 384 };
 
 /* Where word v of panel p begins. */
 CRY_INLINE float *logits_at(const cry_logits *b, int64_t p, int64_t v)
@@ -57,11 +59,12 @@ static void logits_done(const cry_logits *b, int64_t p, int64_t v, int64_t m, co
     for (int j = 0; j < TILE_V; j++) v16_store(tops_at(b, v, p * TILE_N + 16 * j), top[j]);
 }
 
-/* The 16 tokens from `at` on: their losses, exponentials in place, and what head_scale wants. */
+/* The 16 tokens from `at` on: their losses, and what head_scale wants. */
 static void head_softmax(float *losses, const cry_logits *b, int64_t at)
 {
-    float *z = logits_at(b, at / TILE_N, 0) + at % TILE_N, *picked = b->picked + at;
+    const float *z = logits_at(b, at / TILE_N, 0) + at % TILE_N;
     const int32_t *targets = b->targets + at;
+    float *picked = b->picked + at;
     v16 top = v16_set(-INFINITY), sums[16], with = with_target(targets);
     for (int64_t v = 0; v < b->V; v += b->chunk) top = v16_max(v16_load(tops_at(b, v, at)), top);
     for (int i = 0; i < 16; i++) {
@@ -70,33 +73,42 @@ static void head_softmax(float *losses, const cry_logits *b, int64_t at)
     }
     for (int64_t v = 0; v < b->V; v += 16)
         for (int64_t i = 0; i < cry_min(16, b->V - v); i++) {
+            __builtin_prefetch(z + (v + i + 24) * TILE_N, 0, 3);
             v16 e = v16_exp(v16_sub(v16_load(z + (v + i) * TILE_N), top));
             sums[i] = v16_add(sums[i], e);
-            if (b->gradient) v16_store(z + (v + i) * TILE_N, where(with, e));
         }
     for (int half = 8; half > 0; half /= 2)
         for (int i = 0; i < half; i++) sums[i] = v16_add(sums[i], sums[i + half]);
-    v16 loss = v16_sub(v16_add(v16_log(sums[0]), top), v16_load(picked));
+    v16 own = v16_load(picked), factor = where(with, v16_div(v16_set(b->scale), sums[0]));
+    v16 loss = v16_sub(v16_add(v16_log(sums[0]), top), own);
     if (at < b->tokens) v16_put(losses, where(with, loss), b->tokens - at);
-    v16 factor = where(with, v16_div(v16_set(b->scale), sums[0]));
-    v16_store(b->tops + at, factor);
-    if (!b->gradient) return;
-    for (int i = 0; i < 16; i++) picked[i] = targets[i] < 0 ? 0.0f : z[targets[i] * TILE_N + i];
-    v16_store(picked, v16_sub(v16_mul(v16_load(picked), factor), v16_set(b->scale)));
+    v16_store(b->tops + at, top);
+    v16_store(b->sums + at, factor);
+    own = v16_mul(v16_exp(v16_sub(own, top)), factor);
+    v16_store(picked, v16_sub(own, v16_set(b->scale)));
 }
 
-/* Rows v .. v + m of panel p times their factors, in place and as rows of dz(m, ld). */
+/* dz of rows v .. v + m of panel p, in place and as rows of dz(m, ld).  The next panel's rows, which
+ * lie far away, are asked for meanwhile. */
 static void scale_panel(float *dz, int64_t ld, const cry_logits *b, int64_t p, int64_t v, int64_t m)
 {
     float *z = logits_at(b, p, v);
-    for (int64_t u = 0; u < TILE_N; u += 16) {
-        v16 factor = v16_load(b->tops + p * TILE_N + u);
-        for (int64_t i = 0; i < m; i++) {
-            v16 x = v16_mul(v16_load(z + i * TILE_N + u), factor);
-            v16_store(z + i * TILE_N + u, x);
-            v16_store(dz + i * ld + p * TILE_N + u, x);
-        }
+    const float *next = logits_at(b, p + 1, v);
+    v16 top[TILE_V], factor[TILE_V], with[TILE_V];
+    for (int j = 0; j < TILE_V; j++) {
+        int64_t at = p * TILE_N + 16 * j;
+        top[j] = v16_load(b->tops + at), factor[j] = v16_load(b->sums + at);
+        with[j] = with_target(b->targets + at);
     }
+    for (int64_t i = 0; i < m; i++)
+        for (int j = 0; j < TILE_V; j++) {
+            int64_t at = i * TILE_N + 16 * j;
+            __builtin_prefetch(next + at, 1, 3);
+            v16 e = v16_exp(v16_sub(v16_load(z + at), top[j]));
+            v16 x = where(with[j], v16_mul(e, factor[j]));
+            v16_store(z + at, x);
+            v16_store(dz + i * ld + p * TILE_N + 16 * j, x);
+        }
 }
 
 CRY_INLINE void set_entry(float *rows, int64_t at, float x) { rows[at] = x; }
@@ -179,12 +191,14 @@ CRY_INLINE v16 upper_half(__m512i x)
 }
 
 /* Rows v .. v + m of panel p times their factors: as rows of dz(m, ld), and in place in pairs of
- * words, the last one of an odd number with a zero. */
+ * words, the last one of an odd number with a zero.  The next panel's are asked for meanwhile. */
 static void scale_panel(float *dz, int64_t ld, const cry_logits *b, int64_t p, int64_t v, int64_t m)
 {
     float *z = logits_at(b, p, v);
+    const float *next = logits_at(b, p + 1, v);
     v16 low = v16_load(tops_at(b, v, p * TILE_N)), high = v16_load(tops_at(b, v, p * TILE_N) + 16);
-    for (int64_t i = 0; i < m; i += 2, z += TILE_N) {
+    for (int64_t i = 0; i < m; i += 2, z += TILE_N, next += TILE_N) {
+        for (int u = 0; u < TILE_N; u += 16) __builtin_prefetch(next + u, 1, 3);
         __m512i even = _mm512_loadu_si512((const void *)z), odd = _mm512_setzero_si512();
         if (i + 1 < m) odd = _mm512_loadu_si512((const void *)(z + TILE_N / 2));
         v16 e0 = v16_mul(lower_half(even), low), e1 = v16_mul(upper_half(even), high);
@@ -262,8 +276,9 @@ static void turn_back(float *dh, int64_t D, const float *turned, int64_t ld, int
         }
 }
 
-/* block(k, M_BLOCK) = m columns of `count` words of w from v on; returns k in elements. */
-static int64_t columns_of_w(float *block, const cry_logits *b, const float *w, int64_t v,
+/* blocks of (BACK_STEPS, M_BLOCK) = m columns of `count` words of w from v on; returns how many steps
+ * that is. */
+static int64_t columns_of_w(float *blocks, const cry_logits *b, const float *w, int64_t v,
                             int64_t count, int64_t m)
 {
     int64_t k = 0;
@@ -271,32 +286,37 @@ static int64_t columns_of_w(float *block, const cry_logits *b, const float *w, i
         const float *row = w + t * b->D;
         for (int64_t u = 0; u < m; u += 16) {
             v16 words = operand_across(row + u, b->D, v + count - t, m - u);
-            v16_put(block + k * M_BLOCK + u, words, m - u);
+            v16_put(blocks + (u / M_BLOCK * BACK_STEPS + k) * M_BLOCK + u % M_BLOCK, words, m - u);
         }
     }
     return k;
 }
 
-/* Columns d .. d + m of dh for the tokens of panels first .. end, each entry one chain over words.
- * work has m TILE_N (end - first) floats. */
+/* Columns d .. d + m of dh for the tokens of panels first .. end, each entry one chain over words; m is
+ * at most CRY_HEAD_COLS.  work has m TILE_N (end - first) floats.  The next words' columns are asked
+ * for meanwhile, some by every tile. */
 static void head_back(float *dh, const cry_logits *b, const float *w, int64_t d, int64_t m,
                       int64_t first, int64_t end, float *work)
 {
-    float block[M_BLOCK * BACK_STEPS] __attribute__((aligned(64)));
+    float blocks[CRY_HEAD_COLS * BACK_STEPS] __attribute__((aligned(64)));
     int64_t ld = (end - first) * TILE_N, most = BACK_STEPS * OPERAND_STEPS;
-    for (int64_t v = 0; v < b->V; v += most)
-        for (int64_t i = 0; i < m; i += M_BLOCK) {
-            int64_t rows = cry_min(M_BLOCK, m - i);
-            int64_t k = columns_of_w(block, b, w + d + i, v, cry_min(most, b->V - v), rows);
-            tile_job job = {.ldc = ld, .ldi = ld, .a = block, .rs = 1, .cs = M_BLOCK, .ldb = TILE_N,
-                            .n = TILE_N, .k = k};
-            for (int64_t p = first; p < end; p++) {
+    int64_t down = (m + TILE_M - 1) / TILE_M, tiles = down * (end - first);
+    for (int64_t v = 0; v < b->V; v += most) {
+        tile_job job = {.ldc = ld, .ldi = ld, .rs = 1, .cs = M_BLOCK, .ldb = TILE_N, .n = TILE_N};
+        job.k = columns_of_w(blocks, b, w + d, v, cry_min(most, b->V - v), m);
+        job.rows_ahead = (cry_min(most, b->V - v - job.k * OPERAND_STEPS) + tiles - 1) / tiles;
+        job.ahead_stride = b->D * OPERAND_STEPS, job.width = m * OPERAND_STEPS;
+        for (int64_t p = first; p < end; p++)
+            for (int64_t i = 0; i < m; i += M_BLOCK) {
+                int64_t tile = (p - first) * down + i / TILE_M;
+                job.a = blocks + i * BACK_STEPS;
+                job.b = logits_at(b, p, v);
                 job.c = work + i * ld + (p - first) * TILE_N;
                 job.init = v > 0 ? job.c : 0;
-                job.b = logits_at(b, p, v);
-                tile_column(job, rows);
+                job.ahead = w + d + (v + most + tile * job.rows_ahead) * b->D;
+                tile_column(job, cry_min(M_BLOCK, m - i));
             }
-        }
+    }
     turn_back(dh + first * TILE_N * b->D + d, b->D, work, ld, m,
               cry_min(ld, b->tokens - first * TILE_N));
 }

@@ -3,8 +3,8 @@
  *   z^T = w h^T;  losses and dz from z, in place;  dw = dz^T h by groups and tree;  dh = dz w
  *
  * w is read where it lies, logits are there for one block.  A block is a third of the groups, the
- * three that one branch of the tree adds, so that their sums stay in registers; where one group and a
- * buffer q of dw's size for the running sum of three take less memory, it is that; and where a group
+ * three that one branch of the tree adds, so that their sums stay in registers; where that would be too
+ * large, it is one group, with a buffer q of dw's size for the running sum of three; and where a group
  * is too large too, a part of it, with a second buffer s for its running chain. */
 #include "tasks.h"
 
@@ -13,7 +13,6 @@
 enum {
     BLOCK_FLOATS = 1 << 24, LEAST_BLOCK = 48, MOST_BLOCK = 1024,
     WORDS = 48,                  /* of one task that makes rows of dw */
-    BACK_COLS = 128,             /* of dh that one task makes */
     CHUNK_NUMBERS = CRY_HEAD_CHUNK * 1024, /* of w in a thread's memory, where it must be copied */
 };
 
@@ -42,7 +41,7 @@ static int64_t work_floats(const head_plan *p, int64_t D, int64_t steps, int gra
 {
     int64_t copied = steps > 1 || D % 2048 == 0 ? p->chunk * (D + 32) / steps : 0;
     if (!gradient) return cry_round64(copied);
-    int64_t dz = WORDS * (p->rows + 32) / steps, dh = BACK_COLS * p->rows;
+    int64_t dz = WORDS * (p->rows + 32) / steps, dh = CRY_HEAD_COLS * p->rows;
     return cry_round64(larger(copied, larger(dz, dh)));
 }
 
@@ -54,14 +53,14 @@ static head_plan plan_head(const cry_team *team, const int64_t *groups, int64_t 
     int64_t tile_n = team->kernels->tile_n, elements = cry_ceil(V, steps), k = cry_ceil(D, steps);
     int64_t fitting = cry_smaller(larger(BLOCK_FLOATS / elements, LEAST_BLOCK), MOST_BLOCK);
     int64_t third = most_rows(groups, 3), group = most_rows(groups, 1);
-    p.whole = third <= fitting && (!gradient || (third - group) * elements <= V * D);
+    p.whole = third <= fitting;
     p.block = p.whole ? third : cry_smaller(group, fitting);
     p.rows = cry_ceil(p.block, tile_n) * tile_n;
     p.chunk = larger(cry_smaller(CRY_HEAD_CHUNK, CHUNK_NUMBERS / D / WORDS * WORDS), WORDS);
     p.chunks = cry_ceil(V, p.chunk);
     p.tops = steps > 1 && !gradient ? 0 : cry_round64(p.rows * elements);
     p.sums = p.tops + cry_round64(p.chunks * p.rows);
-    p.picked = p.sums + (steps > 1 ? cry_round64(p.chunks * p.rows) : 0);
+    p.picked = p.sums + cry_round64((steps > 1 ? p.chunks : 1) * p.rows);
     p.targets = p.picked + cry_round64(p.rows);
     p.h = p.targets + cry_round64(p.rows);
     p.h_rows = p.h + cry_round64(p.rows * k);
@@ -215,7 +214,7 @@ static cry_status head(const cry_team *team, const cry_products *products, float
                     .q = plan.s > plan.q ? shared + plan.q : 0,
                     .s = plan.total > plan.s ? shared + plan.s : 0, .h = h, .w = w, .targets = targets,
                     .grid = cry_cut(team, V, 1, WORDS)};
-    job.grid.cols = cry_ceil(cry_ceil(D, cry_ceil(D, BACK_COLS)), 4) * 4;
+    job.grid.cols = cry_ceil(cry_ceil(D, cry_ceil(D, CRY_HEAD_COLS)), 4) * 4;
     job.logits = (cry_logits){.z = shared, .tops = shared + plan.tops, .sums = shared + plan.sums,
                               .picked = shared + plan.picked, .V = V, .D = D, .chunk = plan.chunk,
                               .targets = (const int32_t *)(const void *)(shared + plan.targets),
