@@ -22,8 +22,8 @@
 
 #include "matmul.h"
 
-/* Steps of the sum for dh between which it is read and written: w's columns then stay in L2. */
-enum { BACK_STEPS = 384 };
+/* Steps of the sum for dh between which it is read and written. */
+enum { BACK_STEPS = 512 };
 
 /* Where word v of panel p begins. */
 CRY_INLINE float *logits_at(const cry_logits *b, int64_t p, int64_t v)
@@ -276,9 +276,8 @@ static void turn_back(float *dh, int64_t D, const float *turned, int64_t ld, int
         }
 }
 
-/* blocks of (BACK_STEPS, M_BLOCK) = m columns of `count` words of w from v on; returns how many steps
- * that is. */
-static int64_t columns_of_w(float *blocks, const cry_logits *b, const float *w, int64_t v,
+/* block(k, M_BLOCK) = m columns of `count` words of w from v on; returns k in elements. */
+static int64_t columns_of_w(float *block, const cry_logits *b, const float *w, int64_t v,
                             int64_t count, int64_t m)
 {
     int64_t k = 0;
@@ -286,39 +285,34 @@ static int64_t columns_of_w(float *blocks, const cry_logits *b, const float *w, 
         const float *row = w + t * b->D;
         for (int64_t u = 0; u < m; u += 16) {
             v16 words = operand_across(row + u, b->D, v + count - t, m - u);
-            v16_put(blocks + (u / M_BLOCK * BACK_STEPS + k) * M_BLOCK + u % M_BLOCK, words, m - u);
+            v16_put(block + k * M_BLOCK + u, words, m - u);
         }
     }
     return k;
 }
 
-/* Columns d .. d + m of dh for the tokens of panels first .. end, each entry one chain over words; m is
- * at most CRY_HEAD_COLS.  work has m TILE_N (end - first) floats.  The next words' columns are asked
- * for meanwhile, some by every tile. */
+/* Columns d .. d + m of dh for the tokens of panels first .. end, each entry one chain over words.
+ * work has m (TILE_N (end - first) + 16) floats. */
 static void head_back(float *dh, const cry_logits *b, const float *w, int64_t d, int64_t m,
                       int64_t first, int64_t end, float *work)
 {
-    float blocks[CRY_HEAD_COLS * BACK_STEPS] __attribute__((aligned(64)));
-    int64_t ld = (end - first) * TILE_N, most = BACK_STEPS * OPERAND_STEPS;
-    int64_t down = (m + TILE_M - 1) / TILE_M, tiles = down * (end - first);
-    for (int64_t v = 0; v < b->V; v += most) {
-        tile_job job = {.ldc = ld, .ldi = ld, .rs = 1, .cs = M_BLOCK, .ldb = TILE_N, .n = TILE_N};
-        job.k = columns_of_w(blocks, b, w + d, v, cry_min(most, b->V - v), m);
-        job.rows_ahead = (cry_min(most, b->V - v - job.k * OPERAND_STEPS) + tiles - 1) / tiles;
-        job.ahead_stride = b->D * OPERAND_STEPS, job.width = m * OPERAND_STEPS;
-        for (int64_t p = first; p < end; p++)
-            for (int64_t i = 0; i < m; i += M_BLOCK) {
-                int64_t tile = (p - first) * down + i / TILE_M;
-                job.a = blocks + i * BACK_STEPS;
-                job.b = logits_at(b, p, v);
+    float block[M_BLOCK * BACK_STEPS] __attribute__((aligned(64)));
+    int64_t ld = (end - first) * TILE_N + 16, most = BACK_STEPS * OPERAND_STEPS;
+    for (int64_t v = 0; v < b->V; v += most)
+        for (int64_t i = 0; i < m; i += M_BLOCK) {
+            int64_t rows = cry_min(M_BLOCK, m - i);
+            int64_t k = columns_of_w(block, b, w + d + i, v, cry_min(most, b->V - v), rows);
+            tile_job job = {.ldc = ld, .ldi = ld, .a = block, .rs = 1, .cs = M_BLOCK, .ldb = TILE_N,
+                            .n = TILE_N, .k = k};
+            for (int64_t p = first; p < end; p++) {
                 job.c = work + i * ld + (p - first) * TILE_N;
                 job.init = v > 0 ? job.c : 0;
-                job.ahead = w + d + (v + most + tile * job.rows_ahead) * b->D;
-                tile_column(job, cry_min(M_BLOCK, m - i));
+                job.b = logits_at(b, p, v);
+                tile_column(job, rows);
             }
-    }
+        }
     turn_back(dh + first * TILE_N * b->D + d, b->D, work, ld, m,
-              cry_min(ld, b->tokens - first * TILE_N));
+              cry_min((end - first) * TILE_N, b->tokens - first * TILE_N));
 }
 
 #endif

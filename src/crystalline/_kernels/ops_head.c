@@ -13,6 +13,7 @@
 enum {
     BLOCK_FLOATS = 1 << 24, LEAST_BLOCK = 48, MOST_BLOCK = 1024,
     WORDS = 48,                  /* of one task that makes rows of dw */
+    BACK_COLS = 192,             /* of dh that one task makes */
     CHUNK_NUMBERS = CRY_HEAD_CHUNK * 1024, /* of w in a thread's memory, where it must be copied */
 };
 
@@ -41,7 +42,7 @@ static int64_t work_floats(const head_plan *p, int64_t D, int64_t steps, int gra
 {
     int64_t copied = steps > 1 || D % 2048 == 0 ? p->chunk * (D + 32) / steps : 0;
     if (!gradient) return cry_round64(copied);
-    int64_t dz = WORDS * (p->rows + 32) / steps, dh = CRY_HEAD_COLS * p->rows;
+    int64_t dz = WORDS * (p->rows + 32) / steps, dh = BACK_COLS * (p->rows + 16);
     return cry_round64(larger(copied, larger(dz, dh)));
 }
 
@@ -121,12 +122,13 @@ static void softmax_task(void *context, int64_t task, int thread)
     else w->p->kernels->head_softmax(losses, &w->logits, at);
 }
 
-/* Some rows of dw. */
+/* Some rows of dw, the last ones first: dh begins with the first words, which are then in the caches. */
 static void weight_task(void *context, int64_t task, int thread)
 {
     const head_job *w = context;
     const cry_products *p = w->p;
-    int64_t D = w->logits.D, v = task * w->grid.rows, at = v * D, ld = w->logits.rows + 32;
+    int64_t D = w->logits.D, v = (w->grid.down - 1 - task) * w->grid.rows;
+    int64_t at = v * D, ld = w->logits.rows + 32;
     int64_t m = cry_smaller(w->grid.rows, w->logits.V - v);
     const float *panels = w->team->shared + w->plan->h_rows;
     float *dz = work_of(w, thread);
@@ -214,7 +216,7 @@ static cry_status head(const cry_team *team, const cry_products *products, float
                     .q = plan.s > plan.q ? shared + plan.q : 0,
                     .s = plan.total > plan.s ? shared + plan.s : 0, .h = h, .w = w, .targets = targets,
                     .grid = cry_cut(team, V, 1, WORDS)};
-    job.grid.cols = cry_ceil(cry_ceil(D, cry_ceil(D, CRY_HEAD_COLS)), 4) * 4;
+    job.grid.cols = cry_ceil(cry_ceil(D, cry_ceil(D, BACK_COLS)), 4) * 4;
     job.logits = (cry_logits){.z = shared, .tops = shared + plan.tops, .sums = shared + plan.sums,
                               .picked = shared + plan.picked, .V = V, .D = D, .chunk = plan.chunk,
                               .targets = (const int32_t *)(const void *)(shared + plan.targets),

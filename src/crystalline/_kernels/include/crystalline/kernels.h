@@ -97,7 +97,6 @@ typedef struct cry_sampled {
  * head_scale has been there in pairs of words, z[(v / 2 tile_n + i) 2 + v mod 2].  Words come in chunks
  * of a multiple of 48, the last one of what is left.  Memory that is only named here is work space. */
 #define CRY_HEAD_CHUNK 192
-#define CRY_HEAD_COLS 192 /* most columns of dh at a time */
 typedef struct cry_logits {
     float *z;               /* (rows / tile_n, V or an even number for bf16, tile_n) */
     float *tops, *sums;     /* (chunks, rows) each; only bf16 has more than one row of sums */
@@ -243,8 +242,8 @@ typedef struct cry_kernels {
     /* Then the gradient of words v .. v + m of one chunk (v even for bf16), in place, and as dz(m, ld),
      * ld > rows, a zero after each row. */
     void (*head_scale)(float *dz, int64_t ld, const cry_logits *logits, int64_t v, int64_t m);
-    /* Then columns d .. d + m of dh for the tokens of panels first .. end; m at most CRY_HEAD_COLS.
-     * work: m tile_n (end - first). */
+    /* Then columns d .. d + m of dh for the tokens of panels first .. end.  work: m times
+     * tile_n (end - first) + 16. */
     void (*head_back)(float *dh, const cry_logits *logits, const float *w, int64_t d, int64_t m,
                       int64_t first, int64_t end, float *work);
 } cry_kernels;
@@ -288,8 +287,8 @@ typedef struct cry_bf16_kernels {
     /* Then the gradient of words v .. v + m of one chunk (v even for bf16), in place, and as dz(m, ld),
      * ld > rows, a zero after each row. */
     void (*head_scale)(float *dz, int64_t ld, const cry_logits *logits, int64_t v, int64_t m);
-    /* Then columns d .. d + m of dh for the tokens of panels first .. end; m at most CRY_HEAD_COLS.
-     * work: m tile_n (end - first). */
+    /* Then columns d .. d + m of dh for the tokens of panels first .. end.  work: m times
+     * tile_n (end - first) + 16. */
     void (*head_back)(float *dh, const cry_logits *logits, const float *w, int64_t d, int64_t m,
                       int64_t first, int64_t end, float *work);
 } cry_bf16_kernels;
