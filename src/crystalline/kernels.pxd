@@ -32,6 +32,17 @@ cdef extern from "crystalline/kernels.h" nogil:
         const int32_t *samples
         int64_t D, S
         float scale
+    enum: CRY_HEAD_CHUNK
+    ctypedef struct cry_logits:
+        float *z
+        float *tops
+        float *sums
+        float *picked
+        const int32_t *targets
+        int64_t tokens, rows
+        int64_t V, D, chunk
+        float scale
+        int gradient
     ctypedef struct cry_kernels:
         int64_t abi, size
         const char *isa
@@ -116,6 +127,13 @@ cdef extern from "crystalline/kernels.h" nogil:
                  int64_t D, float eps) noexcept nogil
         void (*swiglu_bwd_act)(float *dgu, float *act, const float *gu, int64_t rows,
                  int64_t F) noexcept nogil
+        void (*head_project)(const cry_logits *logits, const float *w, const float *panels,
+                 int64_t v, int64_t m, int64_t first, int64_t end, float *work) noexcept nogil
+        void (*head_softmax)(float *losses, const cry_logits *logits, int64_t at) noexcept nogil
+        void (*head_scale)(float *dz, int64_t ld, const cry_logits *logits, int64_t v,
+                 int64_t m) noexcept nogil
+        void (*head_back)(float *dh, const cry_logits *logits, const float *w, int64_t d,
+                 int64_t m, int64_t first, int64_t end, float *work) noexcept nogil
     ctypedef uint16_t cry_bf16
     ctypedef struct cry_bf16_kernels:
         void (*pack)(float *panel, const float *b, int64_t ks, int64_t ns, int64_t k,
@@ -139,8 +157,6 @@ cdef extern from "crystalline/kernels.h" nogil:
         void (*swiglu)(cry_bf16 *act, const cry_bf16 *gu, int64_t rows, int64_t F) noexcept nogil
         void (*swiglu_bwd)(cry_bf16 *dgu, const cry_bf16 *dact, const cry_bf16 *gu, int64_t rows,
                  int64_t F) noexcept nogil
-        void (*cross_entropy)(float *losses, float *logits, const int32_t *targets, int64_t rows,
-                 int64_t V, float scale, int gradient) noexcept nogil
         void (*swiglu_bwd_act)(cry_bf16 *dgu, cry_bf16 *act, const cry_bf16 *gu, int64_t rows,
                  int64_t F) noexcept nogil
         void (*widen)(float *y, const cry_bf16 *x, int64_t n) noexcept nogil
@@ -150,6 +166,13 @@ cdef extern from "crystalline/kernels.h" nogil:
         void (*rope_bwd)(cry_bf16 *dx, const float *dy, const float *cosine, const float *sine,
                  int64_t rows, int64_t stride, int64_t heads, int64_t head_dim, int64_t position,
                  int64_t T) noexcept nogil
+        void (*head_project)(const cry_logits *logits, const float *w, const float *panels,
+                 int64_t v, int64_t m, int64_t first, int64_t end, float *work) noexcept nogil
+        void (*head_softmax)(float *losses, const cry_logits *logits, int64_t at) noexcept nogil
+        void (*head_scale)(float *dz, int64_t ld, const cry_logits *logits, int64_t v,
+                 int64_t m) noexcept nogil
+        void (*head_back)(float *dh, const cry_logits *logits, const float *w, int64_t d,
+                 int64_t m, int64_t first, int64_t end, float *work) noexcept nogil
     const cry_bf16_kernels *cry_bf16_for(const char *isa)
     const cry_kernels *cry_kernels_for(const char *isa)
     int cry_kernels_fit(const cry_kernels *table)

@@ -10,7 +10,7 @@
 #include "norm.h"
 #include "rope.h"
 #include "swiglu.h"
-#include "softmax.h"
+#include "head.h"
 
 /* The headers' arrays of activations are float *; here they hold bf16. */
 static float *as(cry_bf16 *p) { return (float *)(void *)p; }
@@ -94,9 +94,12 @@ const cry_bf16_kernels cry_kernels_bf16 = {
     .rmsnorm = rmsnorm_narrow,
     .swiglu = swiglu_narrow,
     .swiglu_bwd = swiglu_bwd_narrow,
-    .cross_entropy = cross_entropy,
     .swiglu_bwd_act = swiglu_bwd_act_narrow,
     .widen = widen,
     .rope = rope_wide,
     .rope_bwd = rope_bwd_narrow,
+    .head_project = head_project,
+    .head_softmax = head_softmax,
+    .head_scale = head_scale,
+    .head_back = head_back,
 };

@@ -22,6 +22,7 @@
 #include "swiglu.h"
 #include "embedding.h"
 #include "softmax.h"
+#include "head.h"
 #include "optim.h"
 #include "gemv.h"
 #include "sampled.h"
@@ -86,4 +87,8 @@ const cry_kernels CRY_TABLE = {
     .cross_entropy_bwd = cross_entropy_bwd,
     .rmsnorm_far = rmsnorm_far,
     .swiglu_bwd_act = swiglu_bwd_act,
+    .head_project = head_project,
+    .head_softmax = head_softmax,
+    .head_scale = head_scale,
+    .head_back = head_back,
 };

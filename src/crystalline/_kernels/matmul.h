@@ -318,13 +318,17 @@ static int tree_next(const tree_job *w, tree_place *at)
     return (at->i += M_BLOCK) < w->m;
 }
 
+/* Steps that are neighbours are used where they lie. */
+static int tree_lies(const tree_job *w) { return w->cs == 1 && w->rs > 1; }
+
 static columns_ahead tree_columns(const tree_job *w, const tree_place *at, float *block)
 {
     const cry_branch *b = w->branches + at->g;
     int64_t begin = b->begin + at->t, m = cry_min(M_BLOCK, w->m - at->i);
     int64_t k = cry_min(T_STEPS, b->end - begin);
     return (columns_ahead){block, operand_at(w->a, at->i * w->rs + begin * w->cs), w->rs, w->cs,
-                           m, k, m == M_BLOCK && w->rs == 1 ? k / OPERAND_STEPS * OPERAND_STEPS : 0, 0};
+                           m, k, m == M_BLOCK && w->rs == 1 ? k / OPERAND_STEPS * OPERAND_STEPS : 0,
+                           tree_lies(w) ? k : 0};
 }
 
 /* The tiles of one block, whose columns are copied, while those of the next one are. */
@@ -337,7 +341,9 @@ static void tree_block(const tree_job *w, const tree_place *at, const columns_ah
     int64_t offset = at->i * w->ld + at->j, n = cry_min(N_BLOCK, w->n - at->j);
     float *q = w->q ? w->q + offset : own_q, *s = w->s ? w->s + offset : own_s;
     const float *panels = w->panels + at->j * w->length + (b->at + at->t / OPERAND_STEPS) * TILE_N;
-    tile_job job = {.a = now->block, .rs = 1, .cs = M_BLOCK, .ldb = TILE_N, .ahead = next,
+    int lies = tree_lies(w);
+    tile_job job = {.a = lies ? now->a : now->block, .rs = lies ? w->rs / OPERAND_STEPS : 1,
+                    .cs = lies ? 1 : M_BLOCK, .ldb = TILE_N, .ahead = lies ? 0 : next,
                     .k = (now->k + OPERAND_STEPS - 1) / OPERAND_STEPS, .branch = ends ? b : 0,
                     .ldq = w->q ? w->ld : N_BLOCK, .ldi = w->s ? w->ld : N_BLOCK};
     job.ldc = ends ? w->ld : job.ldi;

@@ -5,10 +5,15 @@
 #ifndef CRY_SOFTMAX_H
 #define CRY_SOFTMAX_H
 
-#include "operands.h"
+#include "mathfun.h"
 
-/* losses(rows); logits(rows,V) become their gradient when it is asked for, else are spoilt.  A gradient
- * in bf16 fills the first half of each row, with a zero after an odd V. */
+CRY_INLINE void row_scale(float *y, int64_t V, float factor)
+{
+    v16 f = v16_set(factor);
+    for (int64_t j = 0; j < V; j += 16) v16_put(y + j, v16_mul(v16_get(y + j, V - j), f), V - j);
+}
+
+/* losses(rows); logits(rows,V) become their gradient when it is asked for, else are spoilt. */
 static void cross_entropy(float *losses, float *logits, const int32_t *targets, int64_t rows,
                           int64_t V, float scale, int gradient)
 {
@@ -33,10 +38,8 @@ static void cross_entropy(float *losses, float *logits, const int32_t *targets, 
         losses[i] = (log_sum[0] + m) - zt;
         if (!gradient) continue;
         float factor = scale / sum, at_target = z[targets[i]] * factor - scale;
-        for (int64_t j = 0; j < V; j += 16)
-            value_put(z, j, v16_mul(v16_get(z + j, V - j), v16_set(factor)), V - j);
-        value_put(z, targets[i], v16_set(at_target), 1);
-        if (V % OPERAND_STEPS) value_put(z, V, v16_zero(), 1);
+        row_scale(z, V, factor);
+        z[targets[i]] = at_target;
     }
 }
 
@@ -74,12 +77,6 @@ static float row_exp_sum(float *e, const float *x, int64_t V, float m, int ahead
         if (e) v16_put(e + j, v, V - j);
     }
     return v16_sum(s);
-}
-
-static void row_scale(float *y, int64_t V, float factor)
-{
-    v16 f = v16_set(factor);
-    for (int64_t j = 0; j < V; j += 16) v16_put(y + j, v16_mul(v16_get(y + j, V - j), f), V - j);
 }
 
 /* y(V) = e(V) factor, around the caches: whole lines, and what is left at the ends as usual. */

@@ -92,6 +92,21 @@ typedef struct cry_sampled {
     int64_t D, S;
     float scale;
 } cry_sampled;
+/* Logits of one block of tokens, as the head_ functions share them: turned over, in panels of tile_n
+ * tokens, whose element of word v and token i is z[v tile_n + i]; in bf16 two to a float, and once
+ * head_scale has been there in pairs of words, z[(v / 2 tile_n + i) 2 + v mod 2].  Words come in chunks
+ * of a multiple of 48, the last one of what is left.  Memory that is only named here is work space. */
+#define CRY_HEAD_CHUNK 192
+typedef struct cry_logits {
+    float *z;               /* (rows / tile_n, V or an even number for bf16, tile_n) */
+    float *tops, *sums;     /* (chunks, rows) each; only bf16 has more than one row of sums */
+    float *picked;          /* (rows) */
+    const int32_t *targets; /* (rows), -1 for none, which those after `tokens` are */
+    int64_t tokens, rows;   /* rows: tokens up to a multiple of tile_n */
+    int64_t V, D, chunk;    /* chunk: at most CRY_HEAD_CHUNK */
+    float scale;
+    int gradient;           /* whether one is wanted */
+} cry_logits;
 
 /* Append only.  Whoever got it by other ways than cry_kernels_for asks cry_kernels_fit first. */
 typedef struct cry_kernels {
@@ -222,6 +237,20 @@ typedef struct cry_kernels {
                         float eps);
     /* As swiglu_bwd, with dact(rows,F) in act, which becomes once more what swiglu gives. */
     void (*swiglu_bwd_act)(float *dgu, float *act, const float *gu, int64_t rows, int64_t F);
+    /* Output projection and cross-entropy in four steps, on cry_logits.  First those of words v ..
+     * v + m, m at most a chunk and v a multiple of it, and panels first .. end of tokens: w(V,D);
+     * panels of h, packed with ks 1; work: chunk (D + 32) numbers. */
+    void (*head_project)(const cry_logits *logits, const float *w, const float *panels, int64_t v,
+                         int64_t m, int64_t first, int64_t end, float *work);
+    /* Then the losses, from losses[0] on, of the 16 tokens from `at`, a multiple of 16. */
+    void (*head_softmax)(float *losses, const cry_logits *logits, int64_t at);
+    /* Then the gradient of words v .. v + m of one chunk (v even for bf16), in place, and as dz(m, ld),
+     * ld > rows, a zero after each row. */
+    void (*head_scale)(float *dz, int64_t ld, const cry_logits *logits, int64_t v, int64_t m);
+    /* Then columns d .. d + m of dh for the tokens of panels first .. end.  work: m times
+     * tile_n (end - first) + 16. */
+    void (*head_back)(float *dh, const cry_logits *logits, const float *w, int64_t d, int64_t m,
+                      int64_t first, int64_t end, float *work);
 } cry_kernels;
 
 /* bf16: the upper half of a float32. */
@@ -242,7 +271,8 @@ typedef struct cry_bf16_kernels {
     /* c(m, n) = a b, rounded. */
     void (*gemm_narrow)(cry_bf16 *c, int64_t ldc, const float *a, int64_t rs, const float *panels,
                         int64_t m, int64_t n, int64_t k);
-    /* As in cry_kernels, with a pointing to bf16, rs 1; branches count rows, at and length pairs. */
+    /* As in cry_kernels, with a pointing to bf16, rs 1, or cs 1 and rs even; branches count rows, at
+     * and length pairs. */
     void (*gemm_tree)(float *c, int64_t ldc, const float *a, int64_t rs, int64_t cs,
                       const float *panels, int64_t m, int64_t n, int64_t length,
                       const cry_branch *branches, int count);
@@ -254,9 +284,6 @@ typedef struct cry_bf16_kernels {
                     float eps);
     void (*swiglu)(cry_bf16 *act, const cry_bf16 *gu, int64_t rows, int64_t F);
     void (*swiglu_bwd)(cry_bf16 *dgu, const cry_bf16 *dact, const cry_bf16 *gu, int64_t rows, int64_t F);
-    /* The gradient fills the first half of each row of logits, a zero after an odd V. */
-    void (*cross_entropy)(float *losses, float *logits, const int32_t *targets, int64_t rows,
-                          int64_t V, float scale, int gradient);
     void (*swiglu_bwd_act)(cry_bf16 *dgu, cry_bf16 *act, const cry_bf16 *gu, int64_t rows, int64_t F);
     void (*widen)(float *y, const cry_bf16 *x, int64_t n); /* exact */
     /* y(rows, stride) = x in float32, its first `heads` heads turned as by rope; the gradient dx is dy
@@ -265,6 +292,18 @@ typedef struct cry_bf16_kernels {
                  int64_t stride, int64_t heads, int64_t head_dim, int64_t position, int64_t T);
     void (*rope_bwd)(cry_bf16 *dx, const float *dy, const float *cosine, const float *sine, int64_t rows,
                      int64_t stride, int64_t heads, int64_t head_dim, int64_t position, int64_t T);
+    /* As in cry_kernels; dz and what panels of h hold are bf16. */
+    void (*head_project)(const cry_logits *logits, const float *w, const float *panels, int64_t v,
+                         int64_t m, int64_t first, int64_t end, float *work);
+    /* Then the losses, from losses[0] on, of the 16 tokens from `at`, a multiple of 16. */
+    void (*head_softmax)(float *losses, const cry_logits *logits, int64_t at);
+    /* Then the gradient of words v .. v + m of one chunk (v even for bf16), in place, and as dz(m, ld),
+     * ld > rows, a zero after each row. */
+    void (*head_scale)(float *dz, int64_t ld, const cry_logits *logits, int64_t v, int64_t m);
+    /* Then columns d .. d + m of dh for the tokens of panels first .. end.  work: m times
+     * tile_n (end - first) + 16. */
+    void (*head_back)(float *dh, const cry_logits *logits, const float *w, int64_t d, int64_t m,
+                      int64_t first, int64_t end, float *work);
 } cry_bf16_kernels;
 
 /* The bf16 table, where this CPU can run it and isa is NULL or "avx512"; else NULL. */

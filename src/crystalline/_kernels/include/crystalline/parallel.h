@@ -80,8 +80,8 @@ typedef struct cry_team {
 } cry_team;
 
 /* Floats needed in `shared` (products of a (., K) and an (N, K) matrix, norms, head), and in
- * `scratch` a thread (attention; with a cache the need of T = 1).  Of the team only its kernels are
- * looked at. */
+ * `scratch` a thread (attention; with a cache the need of T = 1).  Of the team its kernels are looked
+ * at, and for the head its number of threads. */
 CRY_API int64_t cry_need_matmul(const cry_team *team, int64_t N, int64_t K);
 CRY_API int64_t cry_need_rmsnorm_bwd(int64_t D);
 CRY_API int64_t cry_need_head(const cry_team *team, const int64_t *groups, int64_t D, int64_t V,
