@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from crystalline._native import Team, usable_cpus
+from crystalline.positions import rope_tables
 
 R, D, F, V = 3072, 256, 688, 10000
 GROUPS = (np.arange(13) * 256).astype(np.int64)
@@ -30,6 +31,10 @@ def narrow(team: Team, *shape: int) -> np.ndarray:
     y = np.empty(shape, np.uint16)
     team.to_bf16(y.reshape(-1), values(*shape).reshape(-1))
     return y
+
+
+def test_from_bf16(benchmark: Any, team: Team) -> None:
+    benchmark(team.from_bf16, values(R * D), narrow(team, R * D))
 
 
 def test_to_bf16(benchmark: Any, team: Team) -> None:
@@ -68,3 +73,18 @@ def test_swiglu(benchmark: Any, team: Team) -> None:
 def test_swiglu_bwd(benchmark: Any, team: Team) -> None:
     gu, dact = narrow(team, R, 2 * F), narrow(team, R, F)
     benchmark(team.swiglu_bwd_bf16, np.empty_like(gu), dact, gu)
+
+
+def test_swiglu_bwd_act(benchmark: Any, team: Team) -> None:
+    gu, act = narrow(team, R, 2 * F), narrow(team, R, F)
+    benchmark(team.swiglu_bwd_act_bf16, np.empty_like(gu), act, gu)
+
+
+def test_rope(benchmark: Any, team: Team) -> None:
+    tables = rope_tables(256, 32, 1e4)
+    benchmark(team.rope_bf16, values(R, 3 * D), narrow(team, R, 3 * D), *tables, 16, 256)
+
+
+def test_rope_bwd(benchmark: Any, team: Team) -> None:
+    tables = rope_tables(256, 32, 1e4)
+    benchmark(team.rope_bwd_bf16, narrow(team, R, 3 * D), values(R, 3 * D), *tables, 16, 256)

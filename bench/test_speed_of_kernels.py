@@ -135,6 +135,11 @@ def test_swiglu_bwd(benchmark: Any, team: Team) -> None:
     benchmark(team.swiglu_bwd, np.empty_like(gu), dact, gu)
 
 
+def test_swiglu_bwd_act(benchmark: Any, team: Team) -> None:
+    gu, act = values(R, 2 * F), values(R, F)
+    benchmark(team.swiglu_bwd_act, np.empty_like(gu), act, gu)
+
+
 def test_embedding(benchmark: Any, team: Team) -> None:
     benchmark(team.embedding, np.empty((R, D), np.float32), values(V, D), IDS)
 
@@ -182,10 +187,19 @@ def test_cross_entropy_bwd(benchmark: Any, team: Team) -> None:
     benchmark(team.cross_entropy_bwd, np.empty_like(z), np.ones(R, np.float32), z, targets)
 
 
+ADAMW = {
+    "grad_scale": 1.0, "beta1": 0.9, "beta2": 0.95, "step_size": 1e-3, "eps": 1e-8,
+    "decay": 0.9999, "root_bias2": 1.0,
+}  # fmt: skip
+
+
 def test_adamw(benchmark: Any, team: Team) -> None:
-    p, m, v, g = (np.abs(values(5_000_000)) for _ in range(4))
-    settings = {
-        "grad_scale": 1.0, "beta1": 0.9, "beta2": 0.95, "step_size": 1e-3, "eps": 1e-8,
-        "decay": 0.9999, "root_bias2": 1.0,
-    }  # fmt: skip
-    benchmark(team.adamw, p, m, v, g, **settings)
+    benchmark(team.adamw, *(np.abs(values(5_000_000)) for _ in range(4)), **ADAMW)
+
+
+def test_adamw_spans(benchmark: Any, team: Team) -> None:
+    """A model's block, in which now and then 256 numbers do not decay."""
+    ends = np.arange(1, 21) * 250_000
+    spans = [row for end in ends for row in ((end - 250_000, end - 256, 1), (end - 256, end, 0))]
+    arrays = (np.abs(values(5_000_000)) for _ in range(4))
+    benchmark(team.adamw_spans, *arrays, np.array(spans, np.int64), **ADAMW)
