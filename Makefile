@@ -5,8 +5,7 @@ BIN := $(VENV)/bin
 SOURCES := pyproject.toml CMakeLists.txt $(shell find src cmake -type f ! -name '*.pyc')
 QUICK_C := tests/test_kernel*.py tests/test_guard_pages.py tests/test_team.py tests/test_model.py tests/test_inference.py \
   tests/test_region*.py tests/test_arrange.py tests/test_pinning.py tests/test_lengths.py \
-  tests/test_queue.py tests/test_queue_memory.py tests/test_queue_processes.py tests/test_bf16.py \
-  tests/test_sampled.py
+  tests/test_queue.py tests/test_queue_memory.py tests/test_queue_processes.py tests/test_bf16.py
 
 .PHONY: demo install test lint coverage-c sanitize tsan memcheck kill soak soak-queue soak-team fuzz bench compare readme \
   clean
