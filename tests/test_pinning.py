@@ -82,6 +82,7 @@ def test_a_cpu_taken_away_from_a_pinned_worker() -> None:
     well("""
 team = Team(3, cpus=[CPUS[-1]] * 3)
 update(team, 10)
+settled(before, 2, [{CPUS[-1]}] * 2)  # both have come to life, and pinned themselves
 for task in threads():
     os.sched_setaffinity(task, {CPUS[0]})
 assert outputs(team) == WANT
