@@ -70,11 +70,6 @@ def test_swiglu(benchmark: Any, team: Team) -> None:
     benchmark(team.swiglu_bf16, np.empty((R, F), np.uint16), narrow(team, R, 2 * F))
 
 
-def test_swiglu_bwd(benchmark: Any, team: Team) -> None:
-    gu, dact = narrow(team, R, 2 * F), narrow(team, R, F)
-    benchmark(team.swiglu_bwd_bf16, np.empty_like(gu), dact, gu)
-
-
 def test_swiglu_bwd_act(benchmark: Any, team: Team) -> None:
     gu, act = narrow(team, R, 2 * F), narrow(team, R, F)
     benchmark(team.swiglu_bwd_act_bf16, np.empty_like(gu), act, gu)

@@ -152,20 +152,6 @@ def swiglu_bf16(shape: Shape) -> Case:
     )  # fmt: skip
 
 
-def swiglu_bwd_bf16(shape: Shape) -> Case:
-    R, F = shape
-    gu, dact = rounded(3 * draw(R, 2 * F)), rounded(draw(R, F, seed=1))
-
-    def due(o: Arrays) -> list[Due]:
-        near(o["dgu"], ref.swiglu_backward(widened(dact), widened(gu)), 1e-5)
-        return []
-
-    return Case(
-        {"gu": gu, "dact": dact}, {"dgu": poison_bf16(R, 2 * F)},
-        lambda team, a: team.swiglu_bwd_bf16(a["dgu"], a["dact"], a["gu"]), due,
-    )  # fmt: skip
-
-
 def to_bf16(shape: Shape) -> Case:
     x = draw(*shape)
 
@@ -246,7 +232,6 @@ BUILDERS: dict[str, tuple[Builder, str]] = {
     "head_bf16+": (ON(head_bf16, add=True), "cross_entropy"),
     "rmsnorm_bf16": (rmsnorm_bf16, "rows"),
     "swiglu_bf16": (swiglu_bf16, "swiglu"),
-    "swiglu_bwd_bf16": (swiglu_bwd_bf16, "swiglu"),
     "to_bf16": (to_bf16, "flat"),
     "swiglu_bwd_act_bf16": (swiglu_bwd_act_bf16, "swiglu"),
     "from_bf16": (from_bf16, "flat"),

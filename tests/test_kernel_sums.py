@@ -8,6 +8,7 @@ changes no number, so the emulation may.
 from __future__ import annotations
 
 import itertools
+import re
 
 import numpy as np
 import pytest
@@ -142,8 +143,13 @@ def test_spans_of_adamw_that_fall_overlap_or_lie_outside_are_refused(team: Team)
         "decay": 0.999, "root_bias2": 0.3,
     }  # fmt: skip
     state = [draw(8) for _ in range(4)]
-    for spans in ([(0, 4, 1), (3, 8, 0)], [(5, 4, 1)], [(0, 9, 1)], [(-1, 4, 1)]):
-        with pytest.raises(ValueError, match="adamw_spans: a size"):
+    for spans, told in (
+        ([(0, 4, 1), (3, 8, 0)], "span 1 is 3 .. 8, expected within 4 .. 8"),
+        ([(5, 4, 1)], "span 0 is 5 .. 4, expected within 0 .. 8"),
+        ([(0, 9, 1)], "span 0 is 0 .. 9, expected within 0 .. 8"),
+        ([(-1, 4, 1)], "span 0 is -1 .. 4, expected within 0 .. 8"),
+    ):
+        with pytest.raises(ValueError, match=f"adamw_spans: {re.escape(told)}"):
             team.adamw_spans(*state, np.array(spans, np.int64), **named)
     with pytest.raises(ValueError, match="adamw_spans: columns of spans is 2"):
         team.adamw_spans(*state, np.zeros((1, 2), np.int64), **named)

@@ -29,7 +29,7 @@ MAY_GROW = {
     ("matmul_packed", "y", 1), ("head_sampled", "samples", 1), ("adamw_rows", "rows", 0),
     ("squared_norm_rows", "rows", 0), ("squared_norm_rows", "x", 0),
     ("squared_norm_rows", "x", 1), ("squared_norm_rows", "total", 0),
-    ("adamw_rest_rows", "rows", 0), ("adamw_rest_rows", "past", 0), ("adamw_spans", "spans", 0),
+    ("adamw_rest_rows", "rows", 0), ("adamw_rest_rows", "past", 0),
     ("matmul_packed", "y", 1), ("softmax in place", "y", 0), ("softmax in place", "y", 1),
     ("log_softmax in place", "y", 0), ("log_softmax in place", "y", 1), ("logsumexp", "x", 1),
     ("cross_entropy", "z", 1), ("cross_entropy_bwd in place", "dz", 1),

@@ -155,8 +155,6 @@ cdef extern from "crystalline/kernels.h" nogil:
         void (*rmsnorm)(cry_bf16 *y, float *rrms, const float *x, const float *w, int64_t rows,
                  int64_t D, float eps) noexcept nogil
         void (*swiglu)(cry_bf16 *act, const cry_bf16 *gu, int64_t rows, int64_t F) noexcept nogil
-        void (*swiglu_bwd)(cry_bf16 *dgu, const cry_bf16 *dact, const cry_bf16 *gu, int64_t rows,
-                 int64_t F) noexcept nogil
         void (*swiglu_bwd_act)(cry_bf16 *dgu, cry_bf16 *act, const cry_bf16 *gu, int64_t rows,
                  int64_t F) noexcept nogil
         void (*widen)(float *y, const cry_bf16 *x, int64_t n) noexcept nogil
@@ -258,8 +256,6 @@ cdef extern from "crystalline/parallel.h" nogil:
              const float *w, int64_t R, int64_t D, float eps)
     cry_status cry_swiglu_bf16(const cry_team *team, cry_bf16 *act, const cry_bf16 *gu,
              int64_t R, int64_t F)
-    cry_status cry_swiglu_bwd_bf16(const cry_team *team, cry_bf16 *dgu, const cry_bf16 *dact,
-             const cry_bf16 *gu, int64_t R, int64_t F)
     cry_status cry_swiglu_bwd_act_bf16(const cry_team *team, cry_bf16 *dgu, cry_bf16 *act,
              const cry_bf16 *gu, int64_t R, int64_t F)
     cry_status cry_from_bf16(const cry_team *team, float *y, const cry_bf16 *x, int64_t n)

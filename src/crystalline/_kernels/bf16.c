@@ -52,12 +52,6 @@ static void swiglu_narrow(cry_bf16 *act, const cry_bf16 *gu, int64_t rows, int64
     swiglu(as(act), from(gu), rows, F);
 }
 
-static void swiglu_bwd_narrow(cry_bf16 *dgu, const cry_bf16 *dact, const cry_bf16 *gu, int64_t rows,
-                              int64_t F)
-{
-    swiglu_bwd(as(dgu), from(dact), from(gu), rows, F);
-}
-
 static void swiglu_bwd_act_narrow(cry_bf16 *dgu, cry_bf16 *act, const cry_bf16 *gu, int64_t rows,
                                   int64_t F)
 {
@@ -93,7 +87,6 @@ const cry_bf16_kernels cry_kernels_bf16 = {
     .narrow = narrow,
     .rmsnorm = rmsnorm_narrow,
     .swiglu = swiglu_narrow,
-    .swiglu_bwd = swiglu_bwd_narrow,
     .swiglu_bwd_act = swiglu_bwd_act_narrow,
     .widen = widen,
     .rope = rope_wide,

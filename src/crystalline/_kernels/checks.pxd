@@ -14,6 +14,16 @@ cdef inline object _apart(str op, str left, const int32_t[::1] a, str right, con
         raise ValueError(f"{op}: {left} overlaps {right}; give it memory of its own")
 
 
+cdef inline object _rising(str op, const int64_t[:, ::1] spans, int64_t n):
+    """That spans (S, 3) of begin, end and a mark rise inside 0 .. n without overlapping."""
+    cdef int64_t i, past = 0
+    for i in range(spans.shape[0]):
+        if not past <= spans[i, 0] <= spans[i, 1] <= n:
+            raise ValueError(f"{op}: span {i} is {spans[i, 0]} .. {spans[i, 1]}, "
+                             f"expected within {past} .. {n}")
+        past = spans[i, 1]
+
+
 cdef inline object _check(str op, cry_status status):
     if status == CRY_OK:
         return

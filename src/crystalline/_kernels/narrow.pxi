@@ -89,21 +89,6 @@ cdef class Narrow(Attends):
             status = cry_swiglu_bf16(&self.c, &act[0, 0], &gu[0, 0], act.shape[0], act.shape[1])
         self._leave("swiglu_bf16", status)
 
-    def swiglu_bwd_bf16(self, uint16_t[:, ::1] dgu, const uint16_t[:, ::1] dact,
-                        const uint16_t[:, ::1] gu):
-        """``swiglu_bwd`` on bf16; dgu may be gu."""
-        cdef cry_status status
-        _same("swiglu_bwd_bf16", "columns of gu", gu.shape[1], "twice dact's", 2 * dact.shape[1])
-        _same("swiglu_bwd_bf16", "columns of dgu", dgu.shape[1], "columns of gu", gu.shape[1])
-        _same("swiglu_bwd_bf16", "rows of gu", gu.shape[0], "rows of dact", dact.shape[0])
-        _same("swiglu_bwd_bf16", "rows of dgu", dgu.shape[0], "rows of dact", dact.shape[0])
-        self._enter()
-        with nogil:
-            status = cry_swiglu_bwd_bf16(&self.c, &dgu[0, 0], &dact[0, 0], &gu[0, 0], dact.shape[0],
-                                         dact.shape[1])
-        self._leave("swiglu_bwd_bf16", status)
-
-
     def swiglu_bwd_act_bf16(self, uint16_t[:, ::1] dgu, uint16_t[:, ::1] act,
                             const uint16_t[:, ::1] gu):
         """``swiglu_bwd_act`` on bf16."""

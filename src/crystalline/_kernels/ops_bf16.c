@@ -6,7 +6,7 @@ typedef struct narrow_job {
     cry_bf16 *out, *out2;
     float *rrms, *wide;
     const float *x, *w, *sine;
-    const cry_bf16 *in, *in2;
+    const cry_bf16 *in;
     int64_t rows, width, span, heads, head_dim, T;
     float eps;
 } narrow_job;
@@ -70,23 +70,6 @@ cry_status cry_swiglu_bf16(const cry_team *team, cry_bf16 *act, const cry_bf16 *
     if (R < 0 || F <= 0) return CRY_BAD_SHAPE;
     narrow_job job = {.team = team, .out = act, .in = gu, .rows = R, .width = F};
     run_spans(&job, swiglu_task);
-    return CRY_OK;
-}
-
-static void swiglu_bwd_task(void *context, int64_t task, int thread)
-{
-    const narrow_job *w = context;
-    SPAN_OF(w, task);
-    kernels->swiglu_bwd(w->out + 2 * at * width, w->in + at * width, w->in2 + 2 * at * width, n, width);
-}
-
-cry_status cry_swiglu_bwd_bf16(const cry_team *team, cry_bf16 *dgu, const cry_bf16 *dact,
-                               const cry_bf16 *gu, int64_t R, int64_t F)
-{
-    if (!team->bf16) return CRY_BAD_ISA;
-    if (R < 0 || F <= 0) return CRY_BAD_SHAPE;
-    narrow_job job = {.team = team, .out = dgu, .in = dact, .in2 = gu, .rows = R, .width = F};
-    run_spans(&job, swiglu_bwd_task);
     return CRY_OK;
 }
 

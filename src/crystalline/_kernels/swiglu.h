@@ -45,7 +45,7 @@ CRY_INLINE void swiglu_back(float *dgu, float *act, const float *dact, const flo
         }
 }
 
-static void swiglu_bwd(float *dgu, const float *dact, const float *gu, int64_t rows, int64_t F)
+CRY_INLINE void swiglu_bwd(float *dgu, const float *dact, const float *gu, int64_t rows, int64_t F)
 {
     swiglu_back(dgu, 0, dact, gu, rows, F);
 }

@@ -169,6 +169,7 @@ cdef class Team(Sparse):
         _same("adamw_spans", "entries of v", v.shape[0], "entries of p", p.shape[0])
         _same("adamw_spans", "entries of grad", grad.shape[0], "entries of p", p.shape[0])
         _same("adamw_spans", "columns of spans", spans.shape[1], "begin, end and decays", 3)
+        _rising("adamw_spans", spans, p.shape[0])
         if p.shape[0] == 0 or spans.shape[0] == 0:
             return
         self._enter()

@@ -283,7 +283,6 @@ typedef struct cry_bf16_kernels {
     void (*rmsnorm)(cry_bf16 *y, float *rrms, const float *x, const float *w, int64_t rows, int64_t D,
                     float eps);
     void (*swiglu)(cry_bf16 *act, const cry_bf16 *gu, int64_t rows, int64_t F);
-    void (*swiglu_bwd)(cry_bf16 *dgu, const cry_bf16 *dact, const cry_bf16 *gu, int64_t rows, int64_t F);
     void (*swiglu_bwd_act)(cry_bf16 *dgu, cry_bf16 *act, const cry_bf16 *gu, int64_t rows, int64_t F);
     void (*widen)(float *y, const cry_bf16 *x, int64_t n); /* exact */
     /* y(rows, stride) = x in float32, its first `heads` heads turned as by rope; the gradient dx is dy

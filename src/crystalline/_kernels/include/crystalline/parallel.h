@@ -167,8 +167,6 @@ CRY_API cry_status cry_rmsnorm_bf16(const cry_team *team, cry_bf16 *y, float *rr
                                     const float *w, int64_t R, int64_t D, float eps);
 CRY_API cry_status cry_swiglu_bf16(const cry_team *team, cry_bf16 *act, const cry_bf16 *gu, int64_t R,
                                    int64_t F);
-CRY_API cry_status cry_swiglu_bwd_bf16(const cry_team *team, cry_bf16 *dgu, const cry_bf16 *dact,
-                                       const cry_bf16 *gu, int64_t R, int64_t F);
 CRY_API cry_status cry_swiglu_bwd_act_bf16(const cry_team *team, cry_bf16 *dgu, cry_bf16 *act,
                                            const cry_bf16 *gu, int64_t R, int64_t F);
 /* y(n) = x(n), exactly. */
