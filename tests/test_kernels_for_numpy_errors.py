@@ -75,6 +75,8 @@ def sampled(samples: list[int], log_expected: tuple[float, ...] = (0.0, 0.0)) ->
         ),
         (lambda: ck.swiglu(ONE), ValueError, "must be even"),
         (lambda: ck.rmsnorm(ONE, ONE), ValueError, r"w has shape \(2, 3\), but must have \(3,\)"),
+        (lambda: ck.rmsnorm(ONE, ONE[0], -1.0), ValueError, "eps is -1.0, but must be 0 or more"),
+        (lambda: ck.rmsnorm(ONE, ONE[0], np.nan), ValueError, "eps is nan, but must be 0 or more"),
         (lambda: ck.adamw(ONE, ONE.copy(), ONE.copy(), ONE, lr=1, step=0), ValueError, "step is 0"),
         (lambda: ck.adamw(ONE, ONE, ONE, ONE, lr=1, step=1), ValueError, "overlap"),
         (lambda: ck.softmax(ONE, threads="2"), UsageError, "threads is '2', but must be a whole"),

@@ -221,6 +221,22 @@ def test_a_step_that_does_not_fit_is_refused(
     assert not cache.keys.any()
 
 
+def test_two_sequences_with_one_cache_are_refused(models: dict[str, Model]) -> None:
+    m = models["fp32"]
+    one, other = Cache(m.config, 24), Cache(m.config, 24)
+    for keys, values in (
+        ([one.keys, one.keys], [one.values, other.values]),
+        ([one.keys, other.keys], [one.values, one.values]),
+    ):
+        with pytest.raises(ValueError, match="sequences 0 and 1 share a cache"):
+            m.team.decode(
+                poison(2, m.config.dim), m._weights.stack, np.zeros(2, np.int32), keys, values,
+                np.ones(2, np.int64), np.zeros(2, np.int64),
+            )  # fmt: skip
+    assert not one.keys.any()
+    assert not other.values.any()
+
+
 def test_a_stack_keeps_its_layers() -> None:
     """Also when the lists that it was made from are emptied."""
     t, gain = Team(1), np.ones(8, np.float32)

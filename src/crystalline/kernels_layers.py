@@ -34,6 +34,8 @@ def rmsnorm(
 ) -> Floats:  # fmt: skip
     """x / sqrt(mean(x^2) + eps) * w, x (..., D), w (D) (Zhang and Sennrich 2019). ``rrms`` (...),
     if given, gets 1 / sqrt(mean(x^2) + eps), which the backward needs."""
+    if not 0 <= eps < math.inf:
+        raise ValueError(f"rmsnorm: eps is {eps}, but must be 0 or more; give 1e-5")
     a = floats("rmsnorm", "x", x)
     D = last("rmsnorm", "x", a)
     g = floats("rmsnorm", "w", w, (D,))

@@ -123,6 +123,9 @@ static void decoding(const cry_team *t)
     cry_sequence one = {.keys = out[1], .values = out[2], .rows = 2, .position = 63, .capacity = 64};
     refused("decode", cry_decode(t, out[0], &d, ids, &one, -1), CRY_BAD_SHAPE);
     refused("decode", cry_decode(t, out[0], &d, ids, &one, 1), CRY_BAD_SHAPE);
+    one.position = 0;
+    cry_sequence both[2] = {one, one};
+    refused("decode", cry_decode(t, out[0], &d, ids, both, 2), CRY_BAD_LIST);
 }
 
 int main(void)

@@ -172,7 +172,7 @@ cdef class Generates(Narrow):
         Sequence b has the next rows (B)[b] of them, at position positions (B)[b]; its cache, which
         they join, is keys[b] (layers, K, Dh, C) and values[b] (layers, K, C, Dh up to 32).
         """
-        cdef int64_t B = rows.shape[0], b, R = 0
+        cdef int64_t B = rows.shape[0], b, o, R = 0
         cdef cry_sequence *sequences
         cdef cry_status status
         self._packed_here("decode", stack.isa)
@@ -197,6 +197,11 @@ cdef class Generates(Narrow):
                 sequences[b].rows, sequences[b].position = rows[b], positions[b]
                 k, v = caches[b]
                 _cache(sequences + b, &stack.c, k, v)
+                for o in range(b):
+                    if sequences[o].keys == sequences[b].keys or \
+                            sequences[o].values == sequences[b].values:
+                        raise ValueError(f"decode: sequences {o} and {b} share a cache; give each "
+                                         "its own")
             self._enter()
             with nogil:
                 status = cry_decode(&self.c, &h[0, 0], &stack.c, &ids[0], sequences, B)

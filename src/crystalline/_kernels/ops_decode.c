@@ -131,6 +131,8 @@ cry_status cry_decode(const cry_team *team, float *h, const cry_decoder *d, cons
         if (s->rows < 1 || s->position < 0 || s->capacity % 64 || s->rows > s->capacity ||
             s->position > s->capacity - s->rows || s->position > d->positions - s->rows)
             return CRY_BAD_SHAPE;
+        for (const cry_sequence *o = sequences; o < s; o++)
+            if (o->keys == s->keys || o->values == s->values) return CRY_BAD_LIST;
         R += s->rows;
     }
     if (R == 0) return CRY_OK;

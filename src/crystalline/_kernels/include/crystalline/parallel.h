@@ -258,7 +258,8 @@ typedef struct cry_sequence {
 CRY_API int64_t cry_need_decode(const cry_decoder *decoder, int64_t R);
 CRY_API int64_t cry_need_decode_scratch(const cry_team *team, const cry_decoder *decoder, int64_t R);
 /* h(R,D), the normed last hidden state of all new tokens, sequence after sequence, whose keys and
- * values join the caches.  The same bits however the tokens are divided into calls and batches. */
+ * values join the caches.  The same bits however the tokens are divided into calls and batches.
+ * CRY_BAD_LIST where two sequences have one cache. */
 CRY_API cry_status cry_decode(const cry_team *team, float *h, const cry_decoder *decoder,
                               const int32_t *ids, const cry_sequence *sequences, int64_t B);
 
