@@ -363,6 +363,7 @@ BUILDERS: dict[str, tuple[Builder, str]] = {
     "squared_norm": (squared_norm, "flat"),
     "matmul few": (matmul, "few"),
     "matmul few+": (ON(matmul, add=True), "few"),
+    "matmul_dx few": (matmul_dx, "few"),
     "matmul_packed few": (ON(matmul, packed=True), "few"),
     "matmul_packed few+": (ON(matmul, add=True, packed=True), "few"),
     "matmul_weight fp32": (ON(weight, precision="fp32"), "few"),

@@ -66,7 +66,7 @@ def arrangements(draw: Any) -> tuple[int, Leaves]:
 
 VALUES = {
     "qkv": draw(5 * 37, 6 * 10), "p": draw(5003), "grad": draw(5003, seed=1),
-    "w": draw(300, 10), "table": draw(37, 5),
+    "w": draw(300, 10), "wide": draw(10, 1000), "table": draw(37, 5),
 }  # fmt: skip
 IDS = np.random.default_rng(0).integers(0, 300, 185).astype(np.int32)
 SETTINGS = {
@@ -86,8 +86,11 @@ def outputs(team: Team) -> list[bytes]:
     x, y = poison(185, 10), poison(185, 300)
     team.embedding(x, VALUES["w"], IDS)
     team.matmul(y, x, VALUES["w"])
+    few, across = poison(1, 300), poison(2, 1000)
+    team.matmul(few, x[:1], VALUES["w"])
+    team.matmul_dx(across, VALUES["w"][:2], VALUES["wide"])
     norm = np.float64(team.squared_norm(VALUES["grad"]))
-    return [a.tobytes() for a in (qkv, out, lse[:74], act, p, m, v, x, y, norm)]
+    return [a.tobytes() for a in (qkv, out, lse[:74], act, p, m, v, x, y, few, across, norm)]
 
 
 WANT = outputs(Team(1, "portable"))

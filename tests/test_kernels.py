@@ -149,6 +149,20 @@ def test_a_packed_weight_gives_the_bits_of_matmul(shape: Shape) -> None:
 
 
 @pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("product", ["matmul", "matmul_dx"])
+@pytest.mark.parametrize("few", [1, 2, 7, 16])
+@pytest.mark.parametrize(("N", "K"), [(1, 1), (300, 40), (37, 1003), (2100, 19)])
+def test_few_rows_give_the_bits_of_many(N: int, K: int, few: int, product: str, isa: str) -> None:
+    """Few rows are multiplied by the weight as it lies, and many by panels of it."""
+    w = draw(N, K, seed=1)
+    x, width = (draw(17, K), N) if product == "matmul" else (draw(17, N), K)
+    many, some = poison(17, width), poison(few, width)
+    getattr(team(isa, 2), product)(many, x, w)
+    getattr(team(isa, 2), product)(some, x[:few], w)
+    assert np.array_equal(some, many[:few])
+
+
+@pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize(
     "pieces", [[1] * 9, [7, 1, 1], [60, 1, 5, 1, 64, 1, 1], [130], [9, 270, 8]]
 )

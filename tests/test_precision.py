@@ -97,6 +97,19 @@ def test_a_weight_that_is_not_finite_does_not_get_lost(
     assert np.isfinite(np.delete(y, 7, axis=1)).all()
 
 
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_a_weight_in_given_room_is_the_same(precision: str) -> None:
+    t, x, w = team(available_isas()[-1]), draw(3, 40), draw(70, 40, seed=1)
+    size = t.weight_bytes(70, 40, precision)
+    block = np.full(size + 128, 0xA5, np.uint8)
+    kept, y = t.weight(w, precision, block[64:-64]), poison(3, 70)
+    t.matmul_weight(y, x, kept)
+    assert np.array_equal(y, product(t, x, w, precision))
+    assert (block[:64] == 0xA5).all() and (block[-64:] == 0xA5).all()
+    with pytest.raises(ValueError, match=rf"bytes of room is {size + 64}, but .* is {size}"):
+        t.weight(w, precision, block[64:])
+
+
 def test_what_does_not_fit_is_told() -> None:
     t, w = team(ISAS[0], 1), draw(5, 7)
     packed = t.weight(w, "int8")

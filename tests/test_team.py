@@ -248,6 +248,19 @@ def test_usable_cpus_are_no_more_than_the_affinity_mask_allows() -> None:
     assert 1 <= usable <= mask and usable == usable_cpus() and one == 1
 
 
+def test_shared_teams_follow_the_affinity_mask() -> None:
+    code = (
+        "import os; from crystalline.team import shared_team\n"
+        "def threads():\n"
+        "    with shared_team() as team: return team.threads\n"
+        "all = os.sched_getaffinity(0); before = threads()\n"
+        "os.sched_setaffinity(0, {min(all)}); one = threads()\n"
+        "os.sched_setaffinity(0, all); print(before, one, threads())"
+    )
+    before, one, after = map(int, run_python(code).stdout.split())
+    assert before == after == usable_cpus() and one == 1
+
+
 # --- What the caller keeps.
 
 

@@ -134,6 +134,8 @@ cdef extern from "crystalline/kernels.h" nogil:
                  int64_t m) noexcept nogil
         void (*head_back)(float *dh, const cry_logits *logits, const float *w, int64_t d,
                  int64_t m, int64_t first, int64_t end, float *work) noexcept nogil
+        void (*gemv_across)(float *c, int64_t ldc, const float *a, int64_t lda, const float *w,
+                 int64_t ldw, int64_t m, int64_t n, int64_t k) noexcept nogil
     ctypedef uint16_t cry_bf16
     ctypedef struct cry_bf16_kernels:
         void (*pack)(float *panel, const float *b, int64_t ks, int64_t ns, int64_t k,

@@ -8,9 +8,11 @@ from numpy.typing import NDArray
 from crystalline._native import PRECISIONS, Stack, Team, Weight
 from crystalline.config import ModelConfig
 from crystalline.errors import UsageError
+from crystalline.memory import arena
 from crystalline.positions import rope_tables
 
 Floats = NDArray[np.float32]
+NORMS = ("input", "post_attention")
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
@@ -19,6 +21,23 @@ def checked_precision(precision: str) -> str:
     if precision not in PRECISIONS:
         raise UsageError(f"precision is {precision!r}; choose one of {', '.join(PRECISIONS)}")
     return precision
+
+
+class _Room:
+    """One block for all matrices of a model: the system gives huge pages in pieces of 2 MiB only,
+    and many matrices of a layer are smaller."""
+
+    def __init__(self, size: int) -> None:
+        self._left = arena(-(-size // 4)).view(np.uint8)
+
+    def take(self, size: int) -> NDArray[np.uint8]:
+        """The next bytes; after them it goes on with a cache line."""
+        part, self._left = self._left[:size], self._left[_lines(size) :]
+        return part
+
+
+def _lines(size: int) -> int:
+    return -(-size // 64) * 64
 
 
 class Weights:
@@ -31,27 +50,33 @@ class Weights:
     def __init__(
         self, c: ModelConfig, tensors: dict[str, Floats], team: Team, precision: str
     ) -> None:
+        def size(*names: str) -> int:
+            N = sum(tensors[name].shape[0] for name in names)
+            return team.weight_bytes(N, tensors[names[0]].shape[1], precision)
+
         def packed(*names: str) -> Weight:
             parts = [np.asarray(tensors[name], np.float32) for name in names]
             matrix = parts[0] if len(parts) == 1 else np.concatenate(parts)
-            return team.weight(np.ascontiguousarray(matrix), precision)
+            return team.weight(np.ascontiguousarray(matrix), precision, room.take(size(*names)))
 
         def gains(name: str) -> Floats:
             return np.array(tensors[name], np.float32)
 
-        def layer(p: str) -> tuple[Floats, Weight, Weight, Floats, Weight, Weight, Weight]:
-            a, m = f"{p}self_attn.", f"{p}mlp."
-            return (
-                gains(p + "input_layernorm.weight"),
-                packed(*(f"{a}{part}_proj.weight" for part in "qkv")),
-                packed(a + "o_proj.weight"),
-                gains(p + "post_attention_layernorm.weight"),
-                packed(m + "gate_proj.weight"),
-                packed(m + "up_proj.weight"),
-                packed(m + "down_proj.weight"),
-            )
+        def names(p: str) -> list[tuple[str, ...]]:
+            qkv = tuple(f"{p}self_attn.{part}_proj.weight" for part in "qkv")
+            rest = ("self_attn.o_proj", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
+            return [qkv, *((f"{p}{name}.weight",) for name in rest)]
 
-        layers = [layer(f"model.layers.{i}.") for i in range(c.layers)]
+        def layer(p: str) -> tuple[Floats, Weight, Weight, Floats, Weight, Weight, Weight]:
+            qkv, out, gate, up, down = (packed(*of) for of in names(p))
+            before, after = (gains(f"{p}{at}_layernorm.weight") for at in NORMS)
+            return before, qkv, out, after, gate, up, down
+
+        prefixes = [f"model.layers.{i}." for i in range(c.layers)]
+        tables = [(EMBEDDING,)] if c.tied else [(EMBEDDING,), (HEAD,)]
+        every = [*(of for p in prefixes for of in names(p)), *tables]
+        room = _Room(sum(_lines(size(*of)) for of in every))
+        layers = [layer(p) for p in prefixes]
         norm = gains("model.norm.weight")
         self.embedding = packed(EMBEDDING)
         self.head = self.embedding if c.tied else packed(HEAD)

@@ -35,7 +35,7 @@ static void products(const cry_team *t, const cry_team *poor)
     refused("matmul", cry_matmul(t, y, in, in, 0, R, 0, D), CRY_BAD_SHAPE);
     refused("matmul", cry_matmul(poor, y, in, in, 0, MANY, V, D), CRY_NO_SCRATCH);
     refused("matmul_dx", cry_matmul_dx(t, y, in, in, R, V, 0), CRY_BAD_SHAPE);
-    refused("matmul_dx", cry_matmul_dx(poor, y, in, in, R, V, D), CRY_NO_SCRATCH);
+    refused("matmul_dx", cry_matmul_dx(poor, y, in, in, MANY, V, D), CRY_NO_SCRATCH);
     refused("matmul_dw", cry_matmul_dw(t, y, in, in, groups, 0, V, D, 0), CRY_BAD_SHAPE);
     refused("matmul_dw", cry_matmul_dw(t, y, in, in, uneven, R, V, D, 0), CRY_BAD_GROUPS);
     refused("matmul_dw", cry_matmul_dw(poor, y, in, in, groups, R, V, D, 0), CRY_NO_SCRATCH);

@@ -234,7 +234,8 @@ static void embedding_packed(float *x, const cry_weight *weight, int64_t id, int
 
 /* --- Weights w(n,k) as they lie. */
 
-enum { TURN_K = 64 }; /* floats of each row that are turned over, or asked for, ahead */
+/* Floats of each row that are turned over, or asked for, ahead; rows added to the sums at a time. */
+enum { TURN_K = 64, ACROSS = 8 };
 
 /* From memory the lines of 16 rows must be asked for; from the caches asking only costs time. */
 CRY_INLINE void ask_for(const float *w, int64_t ld)
@@ -322,6 +323,42 @@ static void gemv_unpacked(float *c, int64_t ldc, const float *init, int64_t ldi,
                 gemv_some_rows[cry_min(TILE_M, m - i)](&job, CRY_FP32);
             }
         }
+}
+
+/* c(rows,16) gets the terms t .. t + steps of its sums; with t = 0 they begin. */
+CRY_INLINE void gemv_terms(float *c, int64_t ldc, const float *a, int64_t lda, const float *w,
+                           int64_t ldw, const int64_t rows, const int steps, int64_t t, int64_t n)
+{
+    v16 b[ACROSS];
+    UNROLL for (int s = 0; s < steps; s++) b[s] = v16_get(w + (t + s) * ldw, n);
+    for (int64_t i = 0; i < rows; i++, c += ldc, a += lda) {
+        v16 acc = t ? v16_get(c, n) : v16_zero();
+        UNROLL for (int s = 0; s < steps; s++) acc = v16_fma(v16_set(a[t + s]), b[s], acc);
+        v16_put(c, acc, n);
+    }
+}
+
+CRY_INLINE void gemv_across_rows(float *c, int64_t ldc, const float *a, int64_t lda, const float *w,
+                                 int64_t ldw, const int64_t m, int64_t n, int64_t k)
+{
+    int64_t t = 0;
+    for (; t + ACROSS <= k; t += ACROSS) {
+        int64_t j = 0;
+        for (; j + 16 <= n; j += 16) gemv_terms(c + j, ldc, a, lda, w + j, ldw, m, ACROSS, t, 16);
+        if (j < n) gemv_terms(c + j, ldc, a, lda, w + j, ldw, m, ACROSS, t, n - j);
+    }
+    for (; t < k; t++)
+        for (int64_t j = 0; j < n; j += 16)
+            gemv_terms(c + j, ldc, a, lda, w + j, ldw, m, 1, t, n - j);
+}
+
+/* c(m,n) = a w for few rows, w(k,n) with rows ldw apart, as it lies: some of its rows at a time, so
+ * that memory has few streams and long ones.  The sums wait in c. */
+static void gemv_across(float *c, int64_t ldc, const float *a, int64_t lda, const float *w,
+                        int64_t ldw, int64_t m, int64_t n, int64_t k)
+{
+    if (m == 1) gemv_across_rows(c, ldc, a, lda, w, ldw, 1, n, k);
+    else gemv_across_rows(c, ldc, a, lda, w, ldw, m, n, k);
 }
 
 #endif

@@ -4,6 +4,13 @@ from libc.stdlib cimport calloc, free
 PRECISIONS = ("fp32", "bf16", "int8")
 
 
+cdef cry_format _format(str precision) except *:
+    if precision not in PRECISIONS:
+        raise UsageError(f"precision is {precision!r}; choose one of {', '.join(PRECISIONS)}")
+    return (CRY_INT8 if precision == "int8" else
+            CRY_BF16 if precision == "bf16" else CRY_FP32)
+
+
 cdef class Weight:
     """A weight (N, K) packed by ``Team.weight``, read-only: ``precision`` is one of PRECISIONS.
 
@@ -96,25 +103,29 @@ cdef class Stack:
 cdef class Generates(Narrow):
     """What a pool can do with packed weights of any precision."""
 
-    def weight(self, const float[:, ::1] w, str precision="fp32"):
-        """w (N, K) packed as a Weight, rounded to nearest even."""
+    def weight_bytes(self, int64_t N, int64_t K, str precision="fp32"):
+        """Bytes of the panels of a Weight (N, K)."""
+        return cry_weight_bytes(&self.c, _format(precision), N, K)
+
+    def weight(self, const float[:, ::1] w, str precision="fp32", room=None):
+        """w (N, K) packed as a Weight, rounded to nearest even; into ``room``, bytes as many as
+        ``weight_bytes`` says, or memory of its own."""
         cdef int64_t N = w.shape[0], K = w.shape[1]
+        cdef cry_format format = _format(precision)
         cdef Weight made = Weight.__new__(Weight)
         cdef cry_status status
         cdef unsigned char[::1] panels
         cdef float[::1] scales
         cdef float *scales_at = NULL
-        if precision not in PRECISIONS:
-            raise UsageError(f"precision is {precision!r}; choose one of {', '.join(PRECISIONS)}")
         if N == 0 or K == 0:
             raise ValueError(f"weight: w is ({N}, {K}), but must have rows and columns")
-        made.c.format = (CRY_INT8 if precision == "int8" else
-                         CRY_BF16 if precision == "bf16" else CRY_FP32)
+        made.c.format = format
         made.rows, made.columns, made.precision, made.isa = N, K, precision, self.isa
-        size = cry_weight_bytes(&self.c, made.c.format, N, K)
-        made._panels = arena((size + 3) // 4).view(np.uint8)[:size]
+        size = cry_weight_bytes(&self.c, format, N, K)
+        made._panels = arena((size + 3) // 4).view(np.uint8)[:size] if room is None else room
         made._scales = np.zeros(cry_weight_scales(&self.c, made.c.format, N), np.float32)
         panels, scales = made._panels, made._scales
+        _same("weight", "bytes of room", panels.shape[0], "weight_bytes(N, K)", size)
         if scales.shape[0]:
             scales_at = &scales[0]
         made.c.panels = &panels[0]

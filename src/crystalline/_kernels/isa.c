@@ -91,4 +91,5 @@ const cry_kernels CRY_TABLE = {
     .head_softmax = head_softmax,
     .head_scale = head_scale,
     .head_back = head_back,
+    .gemv_across = gemv_across,
 };

@@ -2,13 +2,14 @@
  *   dx = residual + r (w dy) - x r^3 mean(x w dy);   dw = sum over tokens of dy x r
  * Means along a row run in 16 lanes; dw is one chain in token order over the span.  Forward takes
  * four rows at a time, so that no row's root and divisions are waited for before the next, and
- * fetches the four after them.  Around the caches two are better: memory has fewer rows to follow. */
+ * fetches what lies five rows and a KiB behind: only a little ahead of the four that come next.
+ * Around the caches two are better: memory has fewer rows to follow. */
 #ifndef CRY_NORM_H
 #define CRY_NORM_H
 
 #include "operands.h"
 
-enum { NORM_ROWS = 4 };
+enum { NORM_ROWS = 4, NORM_AHEAD = 5, NORM_FURTHER = 256 };
 
 /* r(rows) of x(rows,D); rows is NORM_ROWS at most. */
 CRY_INLINE void norm_roots(float *r, const float *x, const int rows, int64_t D, float eps)
@@ -34,10 +35,10 @@ CRY_INLINE v16 norm_get(const float *x, v16 r, const float *w, int64_t n)
     return v16_mul(v16_mul(v16_get(x, n), r), v16_get(w, n));
 }
 
-/* Rows first .. first + rows; `ahead` where those that lie NORM_ROWS behind them are there.  With
- * `far` whole lines of y are written around the caches. */
+/* Rows first .. first + rows; with `ahead` floats that lie so far behind them are fetched: past the
+ * last row that is the next span's.  With `far` whole lines of y are written around the caches. */
 CRY_INLINE void rmsnorm_some(float *y, float *rrms, const float *x, const float *w, int64_t first,
-                             const int rows, int64_t D, float eps, int ahead, const int far)
+                             const int rows, int64_t D, float eps, int64_t ahead, const int far)
 {
     x += first * D, rrms += first;
     norm_roots(rrms, x, rows, D, eps);
@@ -46,7 +47,8 @@ CRY_INLINE void rmsnorm_some(float *y, float *rrms, const float *x, const float 
         int64_t at = (first + i) * D, j = far ? v16_stream_head(y + at, D) : 0;
         if (j) value_put(y, at, norm_get(x, r, w, j), j);
         for (; j + 16 <= D; j += 16) {
-            if (ahead) __builtin_prefetch(x + NORM_ROWS * D + j, 0, 3); /* it is used soon */
+            /* Into L1, since it is used soon. */
+            if (ahead) __builtin_prefetch(x + ahead + j, 0, 3);
             v16 v = norm_get(x + j, r, w + j, 16);
             if (far) v16_stream(y + at + j, v);
             else value_put(y, at + j, v, 16);
@@ -61,7 +63,7 @@ static void rmsnorm(float *y, float *rrms, const float *x, const float *w, int64
 {
     int64_t i = 0;
     for (; i + NORM_ROWS <= rows; i += NORM_ROWS)
-        rmsnorm_some(y, rrms, x, w, i, NORM_ROWS, D, eps, i + 2 * NORM_ROWS <= rows, 0);
+        rmsnorm_some(y, rrms, x, w, i, NORM_ROWS, D, eps, NORM_AHEAD * D + NORM_FURTHER, 0);
     for (; i < rows; i++) rmsnorm_some(y, rrms, x, w, i, 1, D, eps, 0, 0);
 }
 
@@ -71,7 +73,7 @@ static void rmsnorm_far(float *y, float *rrms, const float *x, const float *w, i
 {
     int64_t i = 0;
     for (; i + 2 <= rows; i += 2)
-        rmsnorm_some(y, rrms, x, w, i, 2, D, eps, i + 2 + NORM_ROWS <= rows, 1);
+        rmsnorm_some(y, rrms, x, w, i, 2, D, eps, i + 2 + NORM_ROWS <= rows ? NORM_ROWS * D : 0, 1);
     if (i < rows) rmsnorm_some(y, rrms, x, w, i, 1, D, eps, 0, 1);
     v16_stream_end();
 }

@@ -17,6 +17,7 @@ typedef struct decode_job {
     /* of the region at hand */
     cry_block block;
     const cry_weight *weight;
+    int32_t place[CRY_COLUMN_TASKS];
 } decode_job;
 
 static int64_t width_of_qkv(const cry_decoder *d)
@@ -44,12 +45,20 @@ static float *scratch_of(const decode_job *w, int thread)
     return w->team->scratch + thread * w->team->scratch_len;
 }
 
+/* A region over columns of an output of N columns. */
+static void run_columns(decode_job *w, int64_t N, cry_task *task)
+{
+    int64_t tasks = cry_ceil(N, cry_columns(w->team, N));
+    cry_side_by_side(w->team, tasks, w->place);
+    cry_run(w->team, tasks, task, w);
+}
+
 static void product_task(void *context, int64_t task, int thread)
 {
     const decode_job *w = context;
     cry_block b = w->block;
     int64_t columns = cry_columns(w->team, b.n);
-    b.j = task * columns;
+    b.j = w->place[task] * columns;
     b.n = cry_smaller(columns, b.n - b.j);
     cry_weight_block(w->team, &b, w->weight, scratch_of(w, thread));
 }
@@ -61,15 +70,15 @@ static void product(decode_job *w, float *y, const float *x, const cry_weight *w
     w->block = (cry_block){.y = y, .init = init, .x = x, .ldy = N, .ldi = N, .R = w->R, .n = N,
                            .K = K};
     w->weight = weight;
-    cry_run(w->team, cry_ceil(N, cry_columns(w->team, N)), product_task, w);
+    run_columns(w, N, product_task);
 }
 
 /* Some columns of act(R,F) = silu(h gate^T) (h up^T); gate and up lie side by side in scratch. */
 static void gate_task(void *context, int64_t task, int thread)
 {
     const decode_job *w = context;
-    int64_t D = w->decoder->D, F = w->decoder->F, columns = cry_columns(w->team, F), j = task * columns;
-    int64_t n = cry_smaller(columns, F - j);
+    int64_t D = w->decoder->D, F = w->decoder->F, columns = cry_columns(w->team, F);
+    int64_t j = w->place[task] * columns, n = cry_smaller(columns, F - j);
     float *wide = scratch_of(w, thread), *gu = wide + cry_need_weight(w->team, D);
     /* The block writes at y + j. */
     cry_block b = {.y = gu - j, .x = w->h, .ldy = 2 * n, .R = w->R, .j = j, .n = n, .K = D};
@@ -110,7 +119,7 @@ static void run_layer(decode_job *w, int64_t B)
     cry_run(w->team, B * d->shape.K, attention_task, w);
     product(w, w->mid, w->h, &layer->out, w->x, D, d->shape.H * d->shape.head_dim);
     cry_rmsnorm(w->team, w->h, w->rrms, w->mid, layer->norm2, R, D, d->eps);
-    cry_run(w->team, cry_ceil(F, cry_columns(w->team, F)), gate_task, w);
+    run_columns(w, F, gate_task);
     product(w, w->x, w->act, &layer->down, w->mid, D, F);
 }
 

@@ -5,7 +5,7 @@
 
 /* Some 24 tasks, so that threads end together, of whole panels: 64 columns are two or four.  A single
  * row is fastest by 128 at a time, where that leaves every thread a few tasks. */
-enum { TASKS = 24, UNIT = 64, WIDE = 128, CACHED_FLOATS = 4 << 20 };
+enum { TASKS = CRY_COLUMN_TASKS, UNIT = 64, WIDE = 128, CACHED_FLOATS = 4 << 20 };
 
 int64_t cry_columns(const cry_team *team, int64_t N)
 {
@@ -73,12 +73,13 @@ typedef struct few_job {
     const float *plain;
     const cry_weight *weight;
     int64_t columns;
+    int32_t place[TASKS];
 } few_job;
 
 static cry_block block_of(const few_job *w, int64_t task)
 {
     cry_block b = w->all;
-    b.j = task * w->columns;
+    b.j = w->place[task] * w->columns;
     b.n = cry_smaller(w->columns, w->all.n - b.j);
     return b;
 }
@@ -108,12 +109,39 @@ static few_job job_of(const cry_team *team, float *y, const float *x, const floa
                              .K = K}};
 }
 
+static void run_few(few_job *w, cry_task *task)
+{
+    int64_t tasks = cry_ceil(w->all.n, w->columns);
+    if (w->all.R == 0) return;
+    cry_side_by_side(w->team, tasks, w->place);
+    cry_run(w->team, tasks, task, w);
+}
+
 void cry_gemv_unpacked(const cry_team *team, float *y, const float *x, const float *w,
                        const float *init, int64_t R, int64_t N, int64_t K)
 {
     few_job job = job_of(team, y, x, init, R, N, K);
     job.plain = w;
-    if (R > 0) cry_run(team, cry_ceil(N, job.columns), unpacked_task, &job);
+    run_few(&job, unpacked_task);
+}
+
+static void across_task(void *context, int64_t task, int thread)
+{
+    const few_job *w = context;
+    cry_block b = block_of(w, task);
+    (void)thread;
+    w->team->kernels->gemv_across(b.y + b.j, b.ldy, b.x, b.K, w->plain + b.j, w->all.n, b.R, b.n, b.K);
+}
+
+void cry_gemv_across(const cry_team *team, float *dx, const float *dy, const float *w, int64_t R,
+                     int64_t N, int64_t K)
+{
+    few_job job = job_of(team, dx, dy, 0, R, K, N);
+    /* A task takes a piece of every row of w, of whole lines, and short ones are slow to fetch. */
+    int64_t least = cry_ceil(cry_ceil(K, TASKS), 16) * 16;
+    job.columns = least > UNIT ? least : UNIT;
+    job.plain = w;
+    run_few(&job, across_task);
 }
 
 cry_status cry_matmul_weight(const cry_team *team, float *y, const float *x, const cry_weight *weight,
@@ -124,7 +152,7 @@ cry_status cry_matmul_weight(const cry_team *team, float *y, const float *x, con
     if (widens && team->scratch_len < cry_need_weight(team, K)) return CRY_NO_SCRATCH;
     few_job job = job_of(team, y, x, init, R, N, K);
     job.weight = weight;
-    if (R > 0) cry_run(team, cry_ceil(N, job.columns), weight_task, &job);
+    run_few(&job, weight_task);
     return CRY_OK;
 }
 

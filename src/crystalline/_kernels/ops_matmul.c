@@ -172,6 +172,10 @@ cry_status cry_matmul_dx(const cry_team *team, float *dx, const float *dy, const
                          int64_t N, int64_t K)
 {
     if (!sizes_ok(R, N, K)) return CRY_BAD_SHAPE;
+    if (R <= CRY_FEW_ROWS) {
+        cry_gemv_across(team, dx, dy, w, R, N, K);
+        return CRY_OK;
+    }
     if (team->shared_len < cry_need_matmul(team, K, N)) return CRY_NO_SCRATCH;
     cry_products p = cry_float_products(team);
     cry_pack(team, &p, team->shared, w, K, 1, N, K);

@@ -94,24 +94,50 @@ static int64_t take(leaf *from, uint64_t region, int64_t count)
     }
 }
 
-/* Every sphere has `each` tasks in a row; of the rest, at the end, some have one more. */
+/* A leaf's tasks are first .. first + count of its sphere's; returns count. */
+static int64_t tasks_of(const cry_pool *pool, const leaf *from, int64_t tasks, int64_t *first)
+{
+    int64_t of_sphere = tasks / CRY_GROUPS + (pool->turn[from->sphere] < tasks % CRY_GROUPS);
+    *first = of_sphere * from->begin / SPHERE_PARTS;
+    return of_sphere * from->end / SPHERE_PARTS - *first;
+}
+
+/* The t-th task of a sphere.  Every one has `each` in a row; of the rest, at the end, some have one
+ * more. */
+static int64_t number_of(const cry_pool *pool, int sphere, int64_t tasks, int64_t t)
+{
+    int64_t each = tasks / CRY_GROUPS;
+    return t < each ? sphere * each + t : CRY_GROUPS * each + pool->turn[sphere];
+}
+
+void cry_side_by_side(const cry_team *team, int64_t tasks, int32_t *place)
+{
+    const cry_pool *pool = team->pool;
+    int32_t next = 0;
+    for (int64_t t = 0; !pool && t < tasks; t++) place[t] = next++;
+    for (int thread = 0; pool && thread < pool->threads; thread++) {
+        const int32_t *order = pool->order + (int64_t)thread * pool->leaf_count;
+        for (int i = 0; i < pool->leaf_count; i++) {
+            const leaf *from = pool->leaves + order[i];
+            if (from->owner != thread) break; /* own leaves come first */
+            int64_t first, count = tasks_of(pool, from, tasks, &first);
+            for (int64_t t = first; t < first + count; t++)
+                place[number_of(pool, from->sphere, tasks, t)] = next++;
+        }
+    }
+}
+
 static void take_tasks(cry_pool *pool, int thread, int everything)
 {
-    int64_t each = pool->tasks / CRY_GROUPS, rest = pool->tasks % CRY_GROUPS;
     const int32_t *order = pool->order + (int64_t)thread * pool->leaf_count;
     int64_t before = cry_nanoseconds();
     for (int i = 0; i < pool->leaf_count; i++) {
         leaf *from = pool->leaves + order[i];
         int own = from->owner == thread;
         if (!own && !everything) return; /* own leaves come first */
-        int64_t turn = pool->turn[from->sphere], of_sphere = each + (turn < rest);
-        int64_t first = of_sphere * from->begin / SPHERE_PARTS, done = 0;
-        int64_t count = of_sphere * from->end / SPHERE_PARTS - first;
-        for (int64_t t; count && (t = take(from, pool->number, count)) >= 0; done++) {
-            t += first;
-            t = t < each ? from->sphere * each + t : CRY_GROUPS * each + turn;
-            pool->task(pool->context, t, thread);
-        }
+        int64_t first, count = tasks_of(pool, from, pool->tasks, &first), done = 0;
+        for (int64_t t; count && (t = take(from, pool->number, count)) >= 0; done++)
+            pool->task(pool->context, number_of(pool, from->sphere, pool->tasks, first + t), thread);
         if (!done) continue;
         int64_t now = cry_nanoseconds();
         counts *to[2] = {pool->by_thread + thread,

@@ -63,7 +63,8 @@ cdef class Products(Pool):
         _same("matmul_dx", "rows of w", w.shape[0], "columns of dy", N)
         _same("matmul_dx", "rows of dx", dx.shape[0], "rows of dy", R)
         _same("matmul_dx", "columns of dx", dx.shape[1], "columns of w", K)
-        self._reserve(cry_need_matmul(&self.c, K, N), 0)
+        if R > CRY_FEW_ROWS:
+            self._reserve(cry_need_matmul(&self.c, K, N), 0)
         self._enter()
         with nogil:
             status = cry_matmul_dx(&self.c, &dx[0, 0], &dy[0, 0], &w[0, 0], R, N, K)

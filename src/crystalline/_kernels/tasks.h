@@ -14,6 +14,10 @@ typedef void cry_task(void *context, int64_t task, int thread);
 
 void cry_run(const cry_team *team, int64_t tasks, cry_task *task, void *context);
 
+/* place(tasks): another numbering of the tasks, in which those that a thread takes one after the other
+ * are neighbours: what one asks memory for ahead, the next finds. */
+void cry_side_by_side(const cry_team *team, int64_t tasks, int32_t *place);
+
 static inline int64_t cry_ceil(int64_t n, int64_t by) { return (n + by - 1) / by; }
 static inline int64_t cry_smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 static inline int64_t cry_round64(int64_t floats) { return cry_ceil(floats, 16) * 16; }
@@ -73,9 +77,13 @@ void cry_gemm(const cry_team *team, const cry_products *p, float *c, int64_t ldc
               const float *a, int64_t rs, const float *panels, int64_t m, int64_t n, int64_t k);
 
 /* Few rows: a task is some columns of y, so that each thread reads long stretches of w. */
+enum { CRY_COLUMN_TASKS = 24 }; /* at most */
 int64_t cry_columns(const cry_team *team, int64_t N);
 void cry_gemv_unpacked(const cry_team *team, float *y, const float *x, const float *w,
                        const float *init, int64_t R, int64_t N, int64_t K);
+/* dx(R,K) = dy(R,N) w(N,K). */
+void cry_gemv_across(const cry_team *team, float *dx, const float *dy, const float *w, int64_t R,
+                     int64_t N, int64_t K);
 /* Columns j .. j + n of y(R, ldy) = init + x w^T, by one thread; init may be NULL. */
 typedef struct cry_block {
     float *y;

@@ -251,6 +251,9 @@ typedef struct cry_kernels {
      * tile_n (end - first) + 16. */
     void (*head_back)(float *dh, const cry_logits *logits, const float *w, int64_t d, int64_t m,
                       int64_t first, int64_t end, float *work);
+    /* c(m, n) = a w for few rows, w(k, n) as it lies, its rows ldw apart. */
+    void (*gemv_across)(float *c, int64_t ldc, const float *a, int64_t lda, const float *w, int64_t ldw,
+                        int64_t m, int64_t n, int64_t k);
 } cry_kernels;
 
 /* bf16: the upper half of a float32. */

@@ -92,7 +92,8 @@ CRY_API int64_t cry_need_attention(const cry_attention *shape, int backward);
  * for more than CRY_FEW_ROWS rows, cry_need_matmul(N, K): CRY_NO_SCRATCH. */
 CRY_API cry_status cry_matmul(const cry_team *team, float *y, const float *x, const float *w,
                               const float *init, int64_t R, int64_t N, int64_t K);
-/* dx(R,K) = dy(R,N) w(N,K).  Needs cry_need_matmul(K, N): CRY_NO_SCRATCH. */
+/* dx(R,K) = dy(R,N) w(N,K).  Needs, for more than CRY_FEW_ROWS rows, cry_need_matmul(K, N):
+ * CRY_NO_SCRATCH. */
 CRY_API cry_status cry_matmul_dx(const cry_team *team, float *dx, const float *dy, const float *w,
                                  int64_t R, int64_t N, int64_t K);
 /* dw(N,K) = dy(R,N)^T x(R,K), by the fixed tree.  Needs cry_need_matmul(K, R): CRY_NO_SCRATCH,
