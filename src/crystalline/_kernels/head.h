@@ -12,9 +12,10 @@
  * The exponentials are computed twice, for S and for dz: that takes less time than keeping them does.
  *
  * In bf16 no logit is stored: a chunk of words becomes exponentials below its own largest logit, as
- * they leave the product.  They are good to half a unit of bf16 whatever that logit is, and one factor
- * for a chunk and token makes them dz.  Sums are of the unrounded ones, and the target's entry is
- * computed from its float32 logit. */
+ * they leave the product, and one factor for a chunk and token makes them dz.  They are kept in fp16,
+ * not bf16, as what is kept is rounded before its factor is known, and dz once more: fp16 has three
+ * bits more, and its range is enough for what lies between 0 and 1.  Sums are of the unrounded ones,
+ * and the target's entry is computed from its float32 logit. */
 #ifndef CRY_HEAD_H
 #define CRY_HEAD_H
 
@@ -119,6 +120,10 @@ CRY_INLINE int64_t entry_of(int64_t v, int64_t token) { return v * TILE_N + toke
 #define LOG2_E 1.44269504f
 #define LN_2 0.693147182f
 #define LEAST_TOP 1e38f /* so that logits of -infinity are as far below as they should be */
+/* A chunk's largest exponential is 2^14: with room above for what rounding a huge logit makes of it,
+ * and as much below as can be, 28 powers of two with all bits and 10 with fewer. */
+#define KEPT_POWER 14
+#define KEPT_UNIT 0x1p-14f
 
 /* Both halves of a panel: their largest of m logits, in units of ln 2. */
 CRY_INLINE void panel_max(v16 top[2], const float *z, int64_t m)
@@ -134,16 +139,25 @@ CRY_INLINE void panel_max(v16 top[2], const float *z, int64_t m)
         top[j] = v16_mul(v16_max(v16_max(top[j], next[j]), v16_set(-LEAST_TOP)), v16_set(LOG2_E));
 }
 
-/* The wide logits of a chunk of words become exponentials, of which the panel keeps bf16. */
+CRY_INLINE void keep(uint16_t *to, v16 x, v16 with)
+{
+    __mmask16 some = _mm512_cmp_ps_mask(v16_zero(), with, _CMP_LT_OQ);
+    __m256i kept = _mm512_maskz_cvtps_ph(some, x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    _mm256_storeu_si256((void *)to, kept);
+}
+
+CRY_INLINE v16 kept(const uint16_t *p) { return _mm512_cvtph_ps(_mm256_loadu_si256((const void *)p)); }
+
+/* The wide logits of a chunk of words become exponentials, of which the panel keeps fp16. */
 static void logits_done(const cry_logits *b, int64_t p, int64_t v, int64_t m, const float *z)
 {
     const int32_t *targets = b->targets + p * TILE_N;
     float *tops = tops_at(b, v, p * TILE_N), *all = tops + (b->sums - b->tops);
     uint16_t *to = (uint16_t *)logits_at(b, p, v);
     v16 top[2], sum[2] = {v16_zero(), v16_zero()};
-    v16 low_with = with_target(targets), high_with = with_target(targets + 16);
+    v16 with[2] = {with_target(targets), with_target(targets + 16)}, below[2];
     panel_max(top, z, m);
-    v16 below[2] = {v16_sub(v16_zero(), top[0]), v16_sub(v16_zero(), top[1])};
+    for (int j = 0; j < 2; j++) below[j] = v16_sub(v16_set(KEPT_POWER), top[j]);
     for (int64_t i = 0; i < m; i++) {
         v16 x[2];
         for (int j = 0; j < 2; j++)
@@ -151,10 +165,12 @@ static void logits_done(const cry_logits *b, int64_t p, int64_t v, int64_t m, co
         v16_exp2_all(x, 2);
         for (int j = 0; j < 2; j++) sum[j] = v16_add(sum[j], x[j]);
         if (!b->gradient) continue;
-        __m512bh pair = _mm512_cvtne2ps_pbh(where(high_with, x[1]), where(low_with, x[0]));
-        _mm512_storeu_si512((void *)(to + i * TILE_N), (__m512i)pair);
+        for (int j = 0; j < 2; j++) keep(to + i * TILE_N + 16 * j, x[j], with[j]);
     }
-    for (int j = 0; j < 2; j++) v16_store(tops + 16 * j, top[j]), v16_store(all + 16 * j, sum[j]);
+    for (int j = 0; j < 2; j++) {
+        v16_store(tops + 16 * j, top[j]);
+        v16_store(all + 16 * j, v16_mul(sum[j], v16_set(KEPT_UNIT)));
+    }
     for (int64_t i = 0; i < TILE_N; i++)
         if (targets[i] >= v && targets[i] < v + m)
             b->picked[p * TILE_N + i] = z[(targets[i] - v) * TILE_N + i];
@@ -175,20 +191,14 @@ static void head_softmax(float *losses, const cry_logits *b, int64_t at)
     top = v16_mul(top, v16_set(LN_2));
     v16 loss = v16_sub(v16_add(v16_log(sum), top), z);
     if (at < b->tokens) v16_put(losses, where(with, loss), b->tokens - at);
+    v16 kept_factor = v16_mul(factor, v16_set(KEPT_UNIT));
     for (int64_t v = 0; v < b->V; v += b->chunk)
-        v16_store(tops_at(b, v, at), v16_mul(v16_load(tops_at(b, v, at)), factor));
+        v16_store(tops_at(b, v, at), v16_mul(v16_load(tops_at(b, v, at)), kept_factor));
     z = v16_mul(v16_exp(v16_sub(z, top)), factor);
     v16_store(b->picked + at, v16_sub(z, v16_set(b->scale)));
 }
 
-CRY_INLINE v16 lower_half(__m512i x)
-{
-    return (v16)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm512_castsi512_si256(x)), 16);
-}
-CRY_INLINE v16 upper_half(__m512i x)
-{
-    return (v16)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm512_extracti64x4_epi64(x, 1)), 16);
-}
+CRY_INLINE __m512i narrow_both(v16 low, v16 high) { return (__m512i)_mm512_cvtne2ps_pbh(high, low); }
 
 /* Rows v .. v + m of panel p times their factors: as rows of dz(m, ld), and in place in pairs of
  * words, the last one of an odd number with a zero.  The next panel's are asked for meanwhile. */
@@ -199,11 +209,11 @@ static void scale_panel(float *dz, int64_t ld, const cry_logits *b, int64_t p, i
     v16 low = v16_load(tops_at(b, v, p * TILE_N)), high = v16_load(tops_at(b, v, p * TILE_N) + 16);
     for (int64_t i = 0; i < m; i += 2, z += TILE_N, next += TILE_N) {
         for (int u = 0; u < TILE_N; u += 16) __builtin_prefetch(next + u, 1, 3);
-        __m512i even = _mm512_loadu_si512((const void *)z), odd = _mm512_setzero_si512();
-        if (i + 1 < m) odd = _mm512_loadu_si512((const void *)(z + TILE_N / 2));
-        v16 e0 = v16_mul(lower_half(even), low), e1 = v16_mul(upper_half(even), high);
-        v16 o0 = v16_mul(lower_half(odd), low), o1 = v16_mul(upper_half(odd), high);
-        even = (__m512i)_mm512_cvtne2ps_pbh(e1, e0), odd = (__m512i)_mm512_cvtne2ps_pbh(o1, o0);
+        const uint16_t *x = (const uint16_t *)z;
+        __m512i odd = _mm512_setzero_si512();
+        __m512i even = narrow_both(v16_mul(kept(x), low), v16_mul(kept(x + 16), high));
+        x += TILE_N;
+        if (i + 1 < m) odd = narrow_both(v16_mul(kept(x), low), v16_mul(kept(x + 16), high));
         uint16_t *row = (uint16_t *)dz + i * ld + p * TILE_N;
         _mm512_storeu_si512((void *)row, even);
         if (i + 1 < m) _mm512_storeu_si512((void *)(row + ld), odd);
