@@ -18,6 +18,14 @@ static inline int64_t cry_ceil(int64_t n, int64_t by) { return (n + by - 1) / by
 static inline int64_t cry_smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 static inline int64_t cry_round64(int64_t floats) { return cry_ceil(floats, 16) * 16; }
 
+/* Rows of one task, `most` at most.  More than one task are as many for every sphere: its rows are then
+ * about the same ones in each operation, and still in the caches of the thread that carries it. */
+static inline int64_t cry_sphere_rows(int64_t R, int64_t most)
+{
+    if (R <= most) return R > 0 ? R : 1;
+    return cry_ceil(R, CRY_GROUPS * cry_ceil(R, CRY_GROUPS * most));
+}
+
 /* Whether an output (R,V) is written around the caches.  One of 32 MiB would not stay in them, and to
  * be written through them it is first read.  Rows of less than `least` are shorter than that pays:
  * their ends, which are seldom whole lines, count too much. */
