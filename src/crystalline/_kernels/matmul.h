@@ -208,23 +208,22 @@ CRY_INLINE float *out_at(const tile_job *w, int64_t offset)
     return OPERAND_NARROW && w->narrow ? (float *)((uint16_t *)w->c + offset) : w->c + offset;
 }
 
-/* All rows of one panel of columns, in tiles about equally high: the panel (or its block) stays in L1
- * meanwhile.  The lines of c that the next tile needs are asked for meanwhile. */
+/* All rows of one panel of columns: the panel (or its block) stays in L1 meanwhile.  The lines of c
+ * that the next tile needs are asked for meanwhile. */
 static void tile_column(tile_job job, int64_t m)
 {
-    int64_t tiles = (m + TILE_M - 1) / TILE_M, least = m / tiles, higher = m % tiles;
-    for (int64_t i = 0; i < tiles; i++) {
-        int64_t rows = least + (i < higher);
-        int64_t next = i + 1 < tiles ? rows : 0;
+    for (int64_t i = 0; i < m; i += TILE_M) {
+        int64_t rows = cry_min(TILE_M, m - i);
+        int64_t next = i + TILE_M < m ? TILE_M : 0;
         for (int64_t r = next; r < next + rows; r++) {
             __builtin_prefetch(out_at(&job, r * job.ldc), 1, 3);
             if (TILE_V > 1 && job.n > 16) __builtin_prefetch(out_at(&job, r * job.ldc + 16), 1, 3);
         }
         tile_rows[rows](&job);
-        job.c = out_at(&job, rows * job.ldc);
-        job.a += rows * job.rs;
-        if (job.init) job.init += rows * job.ldi;
-        if (job.q) job.q += rows * job.ldq;
+        job.c = out_at(&job, TILE_M * job.ldc);
+        job.a += TILE_M * job.rs;
+        if (job.init) job.init += TILE_M * job.ldi;
+        if (job.q) job.q += TILE_M * job.ldq;
     }
 }
 

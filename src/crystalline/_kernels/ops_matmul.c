@@ -298,15 +298,17 @@ static void dw_task(void *context, int64_t task, int thread)
  * high, packs some columns of x and makes those of dw.  0 where neither pays. */
 static int cut_own(const cry_team *team, dw_job *job, unsigned char *packed)
 {
-    int64_t N = job->N, K = job->K, tile_n = team->kernels->tile_n, threads = team->threads;
+    int64_t N = job->N, K = job->K, threads = team->threads;
+    int64_t tile_m = team->kernels->tile_m, tile_n = team->kernels->tile_n;
     int64_t floats = cry_packed_len(team, job->pack.length, K), panels = cry_ceil(K, tile_n);
     if (threads > MOST_OWNERS) return 0;
     if (floats <= OWN_FLOATS && N >= OWN_HEIGHT * threads && threads * floats <= team->shared_len) {
         job->own = floats, job->packed = packed;
-        job->grid = (cry_grid){.rows = cry_ceil(N, threads), .cols = K, .down = threads, .across = 1};
+        int64_t rows = cry_ceil(cry_ceil(N, 2 * threads), tile_m) * tile_m;
+        job->grid = (cry_grid){.rows = rows, .cols = K, .down = cry_ceil(N, rows), .across = 1};
     } else if (floats <= 4 * OWN_FLOATS && K > N && panels >= 2 * threads) {
-        job->grid = (cry_grid){.rows = N, .cols = cry_ceil(panels, threads) * tile_n, .down = 1,
-                               .across = threads};
+        int64_t cols = cry_ceil(panels, 2 * threads) * tile_n;
+        job->grid = (cry_grid){.rows = N, .cols = cols, .down = 1, .across = cry_ceil(K, cols)};
     } else return 0;
     job->pack.panels = team->shared;
     return 1;
