@@ -70,6 +70,42 @@ def matmul_dw(shape: Shape, add: bool = False, groups: Array | None = None) -> C
     )  # fmt: skip
 
 
+def _same_bits(want: Arrays) -> Callable[[Arrays], list[Due]]:
+    """Two operations in one give what they give one after the other."""
+
+    def due(o: Arrays) -> list[Due]:
+        for name, a in want.items():
+            assert np.array_equal(o[name], a), f"{name} is not that of two calls"
+        return []
+
+    return due
+
+
+def matmul_swiglu(shape: Shape) -> Case:
+    R, F, K = shape
+    x, w, gu, act = draw(R, K), draw(2 * F, K, seed=1), poison(R, 2 * F), poison(R, F)
+    want, alone = {"gu": gu.copy(), "act": act.copy()}, Team(1)
+    alone.matmul(want["gu"], x, w)
+    alone.swiglu(want["act"], want["gu"])
+    return Case(
+        {"x": x, "w": w}, {"gu": gu, "act": act},
+        lambda team, a: team.matmul_swiglu(a["gu"], a["act"], a["x"], a["w"]), _same_bits(want),
+    )  # fmt: skip
+
+
+def matmul_dx_swiglu(shape: Shape) -> Case:
+    R, F, N = shape
+    dy, w, gu, act = draw(R, N), draw(N, F, seed=1), 3 * draw(R, 2 * F, seed=2), poison(R, F)
+    want, alone = {"gu": gu.copy(), "act": act.copy()}, Team(1)
+    alone.matmul_dx(want["act"], dy, w)
+    alone.swiglu_bwd_act(want["gu"], want["act"], want["gu"])
+    return Case(
+        {"dy": dy, "w": w}, {"gu": gu, "act": act},
+        lambda team, a: team.matmul_dx_swiglu(a["gu"], a["act"], a["dy"], a["w"]),
+        _same_bits(want),
+    )  # fmt: skip
+
+
 def weight(shape: Shape, precision: str, add: bool = False) -> Case:
     """A product with a weight that is kept in a precision: that of its rounded numbers."""
     R, N, K = shape
@@ -341,6 +377,15 @@ BUILDERS: dict[str, tuple[Builder, str]] = {
     "matmul_dx": (matmul_dx, "matmul"),
     "matmul_dw": (matmul_dw, "matmul"),
     "matmul_dw+": (ON(matmul_dw, add=True), "matmul"),
+    "matmul tall": (matmul, "tall"),
+    "matmul tall+": (ON(matmul, add=True), "tall"),
+    "matmul_dx tall": (matmul_dx, "tall"),
+    "matmul_dw tall": (matmul_dw, "tall"),
+    "matmul_dw tall+": (ON(matmul_dw, add=True), "tall"),
+    "matmul_swiglu": (matmul_swiglu, "matmul"),
+    "matmul_swiglu tall": (matmul_swiglu, "tall"),
+    "matmul_dx_swiglu": (matmul_dx_swiglu, "matmul"),
+    "matmul_dx_swiglu tall": (matmul_dx_swiglu, "tall"),
     "rmsnorm": (rmsnorm, "rows"),
     "rmsnorm_bwd": (rmsnorm_bwd, "rows"),
     "rmsnorm_bwd+": (ON(rmsnorm_bwd, add=True), "rows"),

@@ -101,81 +101,83 @@ int64_t cry_pack_groups(const cry_team *team, const cry_products *p, float *pane
 }
 
 typedef struct gemm_job {
-    const cry_products *p;
+    cry_product x;
     cry_grid grid;
-    float *c;
-    cry_bf16 *narrow;
-    const float *init, *a, *panels;
-    int64_t ldc, rs, m, n, k;
-    float *own_panels;
-    const float *b;         /* what a thread packs for itself, element (t, j) at b[t ks + j ns] */
-    int64_t ks, ns, own;    /* floats of panels for each thread; 0 where they are packed for all */
-    unsigned char *packed;  /* threads that have done so */
+    const float *panels;
+    float *own_panels;      /* of all threads, `own` floats each, or NULL */
+    int64_t own;
+    unsigned char *packed;  /* threads that have packed theirs */
 } gemm_job;
 
-static void pack_own(const gemm_job *w, float *panels, int64_t tile_n)
+static void pack_own(const cry_product *x, float *panels, int64_t tile_n)
 {
-    for (int64_t j = 0; j < w->n; j += tile_n)
-        w->p->pack(panels + j * w->k, w->b + j * w->ns, w->ks, w->ns, w->k * w->p->steps,
-                   cry_smaller(tile_n, w->n - j));
+    for (int64_t j = 0; j < x->n; j += tile_n)
+        x->p->pack(panels + j * x->k, x->b + j * x->ns, x->ks, x->ns, x->k * x->p->steps,
+                   cry_smaller(tile_n, x->n - j));
 }
 
 static void gemm_task(void *context, int64_t task, int thread)
 {
     const gemm_job *w = context;
+    const cry_product *x = &w->x;
     int64_t i = task / w->grid.across * w->grid.rows, j = task % w->grid.across * w->grid.cols;
-    int64_t at = i * w->ldc + j, m = cry_smaller(w->grid.rows, w->m - i);
-    int64_t n = cry_smaller(w->grid.cols, w->n - j);
-    const float *a = w->a + i * w->rs, *panels = w->panels + thread * w->own + j * w->k;
-    if (w->own && !w->packed[thread]) {
-        pack_own(w, w->own_panels + thread * w->own, w->p->kernels->tile_n);
+    int64_t at = i * x->ldc + j, m = cry_smaller(w->grid.rows, x->m - i);
+    int64_t n = cry_smaller(w->grid.cols, x->n - j);
+    const float *a = x->a + i * x->rs, *panels = w->panels + j * x->k;
+    if (w->own_panels) {
+        float *own = w->own_panels + thread * w->own;
+        if (!w->packed[thread]) pack_own(x, own, x->p->kernels->tile_n);
         w->packed[thread] = 1;
+        panels = own;
     }
-    if (w->narrow)
-        w->p->narrow->gemm_narrow(w->narrow + at, w->ldc, a, w->rs, panels, m, n, w->k);
-    else w->p->gemm(w->c + at, w->ldc, w->init ? w->init + at : 0, w->ldc, a, w->rs, 1, panels, m, n, w->k);
+    if (x->narrow)
+        x->p->narrow->gemm_narrow(x->narrow + at, x->ldc, a, x->rs, panels, m, n, x->k);
+    else x->p->gemm(x->c + at, x->ldc, x->init ? x->init + at : 0, x->ldc, a, x->rs, 1, panels, m, n, x->k);
+    if (x->finish) x->finish->rows(x->finish, i, m);
 }
 
 static void run_gemm(const cry_team *team, gemm_job job)
 {
-    job.grid = cry_cut(team, job.m, job.n, 384);
+    job.grid = cry_cut(team, job.x.m, job.x.n, 384);
     cry_run(team, job.grid.down * job.grid.across, gemm_task, &job);
 }
 
 void cry_gemm(const cry_team *team, const cry_products *p, float *c, int64_t ldc, const float *init,
               const float *a, int64_t rs, const float *panels, int64_t m, int64_t n, int64_t k)
 {
-    run_gemm(team, (gemm_job){.p = p, .c = c, .ldc = ldc, .init = init, .a = a, .rs = rs,
-                              .panels = panels, .m = m, .n = n, .k = k});
+    run_gemm(team, (gemm_job){.x = {.p = p, .c = c, .ldc = ldc, .init = init, .a = a, .rs = rs,
+                                    .m = m, .n = n, .k = k}, .panels = panels});
 }
 
 /* Memory that one thread writes is slow for the others to read first.  So a weight that is small beside
  * the rows is packed by each thread for itself, where there is room for that. */
-enum { MOST_OWNERS = 64, OWN_FLOATS = 1 << 17, OWN_ROWS = 192, OWN_SPAN = 384,
-       OWN_HEIGHT = 48 };
+enum { MOST_OWNERS = 64, MANY_ROWS = 192, OWN_SPAN = 384, FINISH_SPAN = 128, OWN_HEIGHT = 48 };
 
-static int packs_own(const cry_team *team, int64_t m, int64_t length)
+static int many_rows(const cry_team *team, int64_t m) { return m >= MANY_ROWS * (int64_t)team->threads; }
+
+static int room_for_own(const cry_team *team, int64_t length)
 {
     int64_t threads = team->threads;
-    return threads <= MOST_OWNERS && m >= OWN_ROWS * threads && length <= OWN_FLOATS &&
-           threads * length <= team->shared_len;
+    return threads <= MOST_OWNERS && length <= CRY_OWN_PANELS && threads * length <= team->shared_len;
 }
 
-/* Packs b and multiplies.  Where each thread packs for itself, the tasks are the same rows of a sphere
- * as in the operations along rows: what a thread has written there, it finds in its own caches. */
-static void pack_and_run(const cry_team *team, gemm_job job)
+/* Where a task has whole rows, they are those of a sphere as in the operations along rows: what a
+ * thread has written there, it finds in its own caches. */
+void cry_multiply(const cry_team *team, const cry_product *product)
 {
-    int64_t length = cry_packed_len(team, job.k, job.n);
+    const cry_product *x = product;
+    int64_t length = cry_packed_len(team, x->k, x->n);
     unsigned char packed[MOST_OWNERS] = {0};
-    job.panels = team->shared;
-    if (!packs_own(team, job.m, length)) {
-        cry_pack(team, job.p, team->shared, job.b, job.ks, job.ns, job.k * job.p->steps, job.n);
+    gemm_job job = {.x = *x, .panels = team->shared, .own = length, .packed = packed};
+    if (many_rows(team, x->m) && room_for_own(team, length)) job.own_panels = team->shared;
+    else cry_pack(team, x->p, team->shared, x->b, x->ks, x->ns, x->k * x->p->steps, x->n);
+    if (!job.own_panels && !x->finish) {
         run_gemm(team, job);
         return;
     }
-    job.own = length, job.own_panels = team->shared, job.packed = packed;
-    job.grid = (cry_grid){.rows = cry_sphere_rows(job.m, OWN_SPAN), .cols = job.n, .across = 1};
-    cry_run(team, cry_ceil(job.m, job.grid.rows), gemm_task, &job);
+    int64_t rows = cry_sphere_rows(x->m, x->finish ? FINISH_SPAN : OWN_SPAN);
+    job.grid = (cry_grid){.rows = rows, .cols = x->n, .across = 1};
+    cry_run(team, cry_ceil(x->m, rows), gemm_task, &job);
 }
 
 static int sizes_ok(int64_t R, int64_t N, int64_t K) { return R >= 0 && N > 0 && K > 0; }
@@ -216,8 +218,8 @@ cry_status cry_matmul(const cry_team *team, float *y, const float *x, const floa
     }
     if (team->shared_len < cry_need_matmul(team, N, K)) return CRY_NO_SCRATCH;
     cry_products p = cry_float_products(team);
-    pack_and_run(team, (gemm_job){.p = &p, .c = y, .ldc = N, .init = init, .a = x, .rs = K, .b = w,
-                                  .ks = 1, .ns = K, .m = R, .n = N, .k = K});
+    cry_multiply(team, &(cry_product){.p = &p, .c = y, .ldc = N, .init = init, .a = x, .rs = K, .b = w,
+                                      .ks = 1, .ns = K, .m = R, .n = N, .k = K});
     return CRY_OK;
 }
 
@@ -227,8 +229,51 @@ cry_status cry_matmul_dx(const cry_team *team, float *dx, const float *dy, const
     if (!sizes_ok(R, N, K)) return CRY_BAD_SHAPE;
     if (team->shared_len < cry_need_matmul(team, K, N)) return CRY_NO_SCRATCH;
     cry_products p = cry_float_products(team);
-    pack_and_run(team, (gemm_job){.p = &p, .c = dx, .ldc = K, .a = dy, .rs = N, .b = w, .ks = K,
-                                  .ns = 1, .m = R, .n = K, .k = N});
+    cry_multiply(team, &(cry_product){.p = &p, .c = dx, .ldc = K, .a = dy, .rs = N, .b = w, .ks = K,
+                                      .ns = 1, .m = R, .n = K, .k = N});
+    return CRY_OK;
+}
+
+static void swiglu_rows(const cry_finish *w, int64_t at, int64_t n)
+{
+    w->kernels->swiglu(w->act + at * w->F, w->gu + 2 * at * w->F, n, w->F);
+}
+
+cry_status cry_matmul_swiglu(const cry_team *team, float *gu, float *act, const float *x, const float *w,
+                             int64_t R, int64_t F, int64_t K)
+{
+    if (!many_rows(team, R)) {
+        cry_status status = F > 0 ? cry_matmul(team, gu, x, w, 0, R, 2 * F, K) : CRY_BAD_SHAPE;
+        return status == CRY_OK ? cry_swiglu(team, act, gu, R, F) : status;
+    }
+    if (!sizes_ok(R, F, K)) return CRY_BAD_SHAPE;
+    if (team->shared_len < cry_need_matmul(team, 2 * F, K)) return CRY_NO_SCRATCH;
+    cry_products p = cry_float_products(team);
+    cry_finish finish = {swiglu_rows, team->kernels, gu, act, F};
+    cry_multiply(team, &(cry_product){.p = &p, .c = gu, .ldc = 2 * F, .a = x, .rs = K, .b = w, .ks = 1,
+                                      .ns = K, .m = R, .n = 2 * F, .k = K, .finish = &finish});
+    return CRY_OK;
+}
+
+static void swiglu_bwd_rows(const cry_finish *w, int64_t at, int64_t n)
+{
+    float *gu = w->gu + 2 * at * w->F;
+    w->kernels->swiglu_bwd_act(gu, w->act + at * w->F, gu, n, w->F);
+}
+
+cry_status cry_matmul_dx_swiglu(const cry_team *team, float *gu, float *act, const float *dy,
+                                const float *w, int64_t R, int64_t N, int64_t F)
+{
+    if (!many_rows(team, R)) {
+        cry_status status = cry_matmul_dx(team, act, dy, w, R, N, F);
+        return status == CRY_OK ? cry_swiglu_bwd_act(team, gu, act, gu, R, F) : status;
+    }
+    if (!sizes_ok(R, N, F)) return CRY_BAD_SHAPE;
+    if (team->shared_len < cry_need_matmul(team, F, N)) return CRY_NO_SCRATCH;
+    cry_products p = cry_float_products(team);
+    cry_finish finish = {swiglu_bwd_rows, team->kernels, gu, act, F};
+    cry_multiply(team, &(cry_product){.p = &p, .c = act, .ldc = F, .a = dy, .rs = N, .b = w, .ks = F,
+                                      .ns = 1, .m = R, .n = F, .k = N, .finish = &finish});
     return CRY_OK;
 }
 
@@ -241,9 +286,9 @@ static cry_status bf16_product(const cry_team *team, float *y, cry_bf16 *narrow,
     if (!sizes_ok(R, n, k) || k % 2 || (!y) == (!narrow) || (narrow && init)) return CRY_BAD_SHAPE;
     if (team->shared_len < cry_packed_len(team, k / 2, n)) return CRY_NO_SCRATCH;
     cry_products p = cry_bf16_products(team);
-    pack_and_run(team, (gemm_job){.p = &p, .c = y, .narrow = narrow, .ldc = n, .init = init,
-                                  .a = (const float *)(const void *)x, .rs = k / 2, .b = w,
-                                  .ks = ks, .ns = ns, .m = R, .n = n, .k = k / 2});
+    cry_multiply(team, &(cry_product){.p = &p, .c = y, .narrow = narrow, .ldc = n, .init = init,
+                                      .a = (const float *)(const void *)x, .rs = k / 2, .b = w,
+                                      .ks = ks, .ns = ns, .m = R, .n = n, .k = k / 2});
     return CRY_OK;
 }
 
@@ -302,11 +347,11 @@ static int cut_own(const cry_team *team, dw_job *job, unsigned char *packed)
     int64_t tile_m = team->kernels->tile_m, tile_n = team->kernels->tile_n;
     int64_t floats = cry_packed_len(team, job->pack.length, K), panels = cry_ceil(K, tile_n);
     if (threads > MOST_OWNERS) return 0;
-    if (floats <= OWN_FLOATS && N >= OWN_HEIGHT * threads && threads * floats <= team->shared_len) {
+    if (N >= OWN_HEIGHT * threads && room_for_own(team, floats)) {
         job->own = floats, job->packed = packed;
         int64_t rows = cry_ceil(cry_ceil(N, 2 * threads), tile_m) * tile_m;
         job->grid = (cry_grid){.rows = rows, .cols = K, .down = cry_ceil(N, rows), .across = 1};
-    } else if (floats <= 4 * OWN_FLOATS && K > N && panels >= 2 * threads) {
+    } else if (floats <= 4 * CRY_OWN_PANELS && K > N && panels >= 2 * threads) {
         int64_t cols = cry_ceil(panels, 2 * threads) * tile_n;
         job->grid = (cry_grid){.rows = N, .cols = cols, .down = 1, .across = cry_ceil(K, cols)};
     } else return 0;

@@ -76,6 +76,27 @@ int64_t cry_pack_groups(const cry_team *team, const cry_products *p, float *pane
 /* Floats of panels with `length` elements a column. */
 int64_t cry_packed_len(const cry_team *team, int64_t length, int64_t n);
 
+/* What becomes of n rows of a product from `at` on as soon as they are there, still in the caches. */
+typedef struct cry_finish cry_finish;
+struct cry_finish {
+    void (*rows)(const cry_finish *w, int64_t at, int64_t n);
+    const cry_kernels *kernels;
+    float *gu, *act;
+    int64_t F;
+};
+
+/* c(m,n) = init + a b, or as bf16 in `narrow`: a product that packs b, element (t, j) at
+ * b[t ks + j ns], on the way. */
+typedef struct cry_product {
+    const cry_products *p;
+    float *c;
+    cry_bf16 *narrow;
+    const float *init, *a, *b;
+    int64_t ldc, rs, ks, ns, m, n, k;
+    const cry_finish *finish; /* or NULL */
+} cry_product;
+void cry_multiply(const cry_team *team, const cry_product *product);
+
 /* c(m,n) = init + a b with packed b, cut over the team; a has k elements a row, row stride rs. */
 void cry_gemm(const cry_team *team, const cry_products *p, float *c, int64_t ldc, const float *init,
               const float *a, int64_t rs, const float *panels, int64_t m, int64_t n, int64_t k);
