@@ -343,13 +343,13 @@ static void dw_task(void *context, int64_t task, int thread)
  * high, packs some columns of x and makes those of dw.  0 where neither pays. */
 static int cut_own(const cry_team *team, dw_job *job, unsigned char *packed)
 {
-    int64_t N = job->N, K = job->K, threads = team->threads;
-    int64_t tile_m = team->kernels->tile_m, tile_n = team->kernels->tile_n;
+    int64_t N = job->N, K = job->K, tile_n = team->kernels->tile_n, threads = team->threads;
     int64_t floats = cry_packed_len(team, job->pack.length, K), panels = cry_ceil(K, tile_n);
     if (threads > MOST_OWNERS) return 0;
     if (N >= OWN_HEIGHT * threads && room_for_own(team, floats)) {
         job->own = floats, job->packed = packed;
-        int64_t rows = cry_ceil(cry_ceil(N, 2 * threads), tile_m) * tile_m;
+        /* Some more tasks than threads, so that one can help another; whole lines of dy. */
+        int64_t rows = cry_smaller(OWN_HEIGHT, cry_ceil(cry_ceil(N, 2 * threads), 16) * 16);
         job->grid = (cry_grid){.rows = rows, .cols = K, .down = cry_ceil(N, rows), .across = 1};
     } else if (floats <= 4 * CRY_OWN_PANELS && K > N && panels >= 2 * threads) {
         int64_t cols = cry_ceil(panels, 2 * threads) * tile_n;
