@@ -151,7 +151,7 @@ void cry_gemm(const cry_team *team, const cry_products *p, float *c, int64_t ldc
 
 /* Memory that one thread writes is slow for the others to read first.  So a weight that is small beside
  * the rows is packed by each thread for itself, where there is room for that. */
-enum { MOST_OWNERS = 64, MANY_ROWS = 192, OWN_SPAN = 384, FINISH_SPAN = 128, OWN_HEIGHT = 48 };
+enum { MOST_OWNERS = 64, MANY_ROWS = 192, SPHERE_ROWS = 128, OWN_HEIGHT = 48 };
 
 static int many_rows(const cry_team *team, int64_t m) { return m >= MANY_ROWS * (int64_t)team->threads; }
 
@@ -175,7 +175,7 @@ void cry_multiply(const cry_team *team, const cry_product *product)
         run_gemm(team, job);
         return;
     }
-    int64_t rows = cry_sphere_rows(x->m, x->finish ? FINISH_SPAN : OWN_SPAN);
+    int64_t rows = cry_sphere_rows(x->m, SPHERE_ROWS);
     job.grid = (cry_grid){.rows = rows, .cols = x->n, .across = 1};
     cry_run(team, cry_ceil(x->m, rows), gemm_task, &job);
 }
