@@ -15,7 +15,7 @@ import numpy as np
 import reference as ref
 from attention_cases import attention, attention_bwd, attention_cached, rope
 from case import EPS, Array, Arrays, Case, Due, Shape, draw, groups_of, poison, start
-from reference_weights import rounded_weight
+from product_cases import embedding_weight, matmul_dx_swiglu, matmul_swiglu, weight
 from sampled_cases import adamw_rest_rows, adamw_rows, head_sampled, squared_norm_rows
 from softmax_cases import SOFTMAX
 from tolerance import SHAPES
@@ -67,42 +67,6 @@ def matmul_dw(shape: Shape, add: bool = False, groups: Array | None = None) -> C
         {"dy": dy, "x": x, "groups": groups_of(R) if groups is None else groups}, {"dw": dw},
         lambda team, a: team.matmul_dw(a["dw"], a["dy"], a["x"], a["groups"], accumulate=add),
         lambda o: [("matmul", o["dw"], want + dw if add else want, (dy.T, x.T), {})],
-    )  # fmt: skip
-
-
-def weight(shape: Shape, precision: str, add: bool = False) -> Case:
-    """A product with a weight that is kept in a precision: that of its rounded numbers."""
-    R, N, K = shape
-    x, w, init = draw(R, K), draw(N, K, seed=1), draw(R, N, seed=2)
-    q, scale = rounded_weight(w, precision)
-    kept = q * scale[:, None]
-
-    def run(team: Team, a: Arrays) -> None:
-        team.matmul_weight(
-            a["y"], a["x"], team.weight(a["w"], precision), *([a["init"]] if add else [])
-        )
-
-    terms = (np.hstack([x, init]), np.hstack([kept, np.eye(N)])) if add else (x, kept)
-    return Case(
-        {"x": x, "w": w} | ({"init": init} if add else {}), {"y": poison(R, N)}, run,
-        lambda o: [("matmul", o["y"], ref.matmul(*terms), terms, {})],
-    )  # fmt: skip
-
-
-def embedding_weight(shape: Shape, precision: str) -> Case:
-    R, N, K = shape
-    w, ids = draw(N, K), np.random.default_rng(0).integers(0, N, R, np.int32)
-    q, scale = rounded_weight(w, precision)
-
-    def due(o: Arrays) -> list[Due]:
-        want = (q.astype(np.float32) * scale.astype(np.float32)[:, None])[ids]
-        assert np.array_equal(o["x"], want), "a gather moves bits"
-        return []
-
-    return Case(
-        {"w": w, "ids": ids}, {"x": poison(R, K)},
-        lambda team, a: team.embedding_weight(a["x"], team.weight(a["w"], precision), a["ids"]),
-        due,
     )  # fmt: skip
 
 
@@ -341,6 +305,15 @@ BUILDERS: dict[str, tuple[Builder, str]] = {
     "matmul_dx": (matmul_dx, "matmul"),
     "matmul_dw": (matmul_dw, "matmul"),
     "matmul_dw+": (ON(matmul_dw, add=True), "matmul"),
+    "matmul tall": (matmul, "tall"),
+    "matmul tall+": (ON(matmul, add=True), "tall"),
+    "matmul_dx tall": (matmul_dx, "tall"),
+    "matmul_dw tall": (matmul_dw, "tall"),
+    "matmul_dw tall+": (ON(matmul_dw, add=True), "tall"),
+    "matmul_swiglu": (matmul_swiglu, "matmul"),
+    "matmul_swiglu tall": (matmul_swiglu, "tall"),
+    "matmul_dx_swiglu": (matmul_dx_swiglu, "matmul"),
+    "matmul_dx_swiglu tall": (matmul_dx_swiglu, "tall"),
     "rmsnorm": (rmsnorm, "rows"),
     "rmsnorm_bwd": (rmsnorm_bwd, "rows"),
     "rmsnorm_bwd+": (ON(rmsnorm_bwd, add=True), "rows"),

@@ -26,6 +26,7 @@ PROT_NONE = 0
 WIDTHS = (1, 5, 15, 16, 17, 31, 33, 48)
 SHAPES = {
     "matmul": [(R, N, K) for R in (1, 7, 13) for N, K in itertools.product(WIDTHS, (1, 17, 32))],
+    "tall": [(577, N, K) for N, K in ((33, 17), (17, 33), (150, 48))],
     "few": [
         (R, N, K)
         for R in (1, 2, 5, 13, 17)

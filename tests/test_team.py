@@ -20,6 +20,7 @@ from crystalline.errors import UsageError
 SMALL = {
     "matmul": (2, 3, 4), "rows": (2, 3), "swiglu": (2, 3), "attention": (1, 3, 2, 1, 4),
     "embedding": (3, 4, 5), "cross_entropy": (3, 4, 5), "flat": (5,), "few": (2, 3, 4),
+    "tall": (2, 3, 4),
 }  # fmt: skip
 # Where one more is a larger problem rather than a mismatch.
 MAY_GROW = {

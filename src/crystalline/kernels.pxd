@@ -210,6 +210,7 @@ cdef extern from "crystalline/parallel.h" nogil:
         int64_t shared_len, scratch_len
         const cry_bf16_kernels *bf16
     int64_t cry_need_matmul(const cry_team *team, int64_t N, int64_t K)
+    enum: CRY_OWN_PANELS
     int64_t cry_need_rmsnorm_bwd(int64_t D)
     int64_t cry_need_head(const cry_team *team, const int64_t *groups, int64_t D, int64_t V,
              int gradient)
@@ -245,6 +246,10 @@ cdef extern from "crystalline/parallel.h" nogil:
              const float *gu, int64_t R, int64_t F)
     cry_status cry_swiglu_bwd_act(const cry_team *team, float *dgu, float *act, const float *gu,
              int64_t R, int64_t F)
+    cry_status cry_matmul_swiglu(const cry_team *team, float *gu, float *act, const float *x,
+             const float *w, int64_t R, int64_t F, int64_t K)
+    cry_status cry_matmul_dx_swiglu(const cry_team *team, float *gu, float *act, const float *dy,
+             const float *w, int64_t R, int64_t N, int64_t F)
     cry_status cry_to_bf16(const cry_team *team, cry_bf16 *y, const float *x, int64_t n)
     cry_status cry_matmul_bf16(const cry_team *team, float *y, cry_bf16 *narrow,
              const cry_bf16 *x, const float *w, const float *init, int64_t R, int64_t N,

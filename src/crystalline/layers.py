@@ -123,8 +123,7 @@ class FeedForward:
         team, a, w = s.team, self.a, self.w
         mid, h, gu, act = s.a[a + "mid"], s.a["h"], s.a[a + "gu"], s.a["act"]
         self._norm(s, h)
-        team.matmul(gu, h, s.w[w + "mlp.gate_up"])
-        team.swiglu(act, gu)
+        team.matmul_swiglu(gu, act, h, s.w[w + "mlp.gate_up"])
         team.matmul(s.a[self.out], act, s.w[w + "mlp.down_proj.weight"], mid)
 
     def _norm(self, s: Workspace, h: Floats) -> None:
@@ -140,8 +139,8 @@ class FeedForward:
             w + "mlp.gate_up",
             w + "post_attention_layernorm.weight",
         )
-        team.matmul_dx(act, dx, s.w[down])
-        team.swiglu_bwd_act(gu, act, gu)  # the gradient takes gu's place, act that of its gradient
+        # The gradient takes gu's place, act that of its gradient.
+        team.matmul_dx_swiglu(gu, act, dx, s.w[down])
         team.matmul_dw(s.g[down], dx, act, s.groups, accumulate=more)
         self._norm(s, dh)
         team.matmul_dw(s.g[fused], gu, dh, s.groups, accumulate=more)

@@ -6,14 +6,24 @@ import mmap
 import numpy as np
 from numpy.typing import NDArray
 
+HUGE = 2 << 20  # bytes
+
 
 def arena(count: int) -> NDArray[np.float32]:
-    """``count`` zeros, page-aligned; freed when the last view of the array is gone."""
+    """``count`` zeros, page-aligned; freed when the last view of the array is gone.
+
+    A block of half a huge page or more begins on one and owns its last one to the end: of the rest,
+    which is address space alone, nothing is touched.
+    """
+    size = max(4 * count, mmap.PAGESIZE)
+    large = size >= HUGE // 2
+    room = size + 2 * HUGE if large else size
     # Private: a forked child must get a copy, not the parent's own numbers to write over.
     flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
-    block = mmap.mmap(-1, max(4 * count, mmap.PAGESIZE), flags=flags)
+    block = mmap.mmap(-1, room, flags=flags)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         # A kernel built without transparent huge pages refuses; ordinary pages do as well.
         with contextlib.suppress(OSError):
             block.madvise(mmap.MADV_HUGEPAGE)
-    return np.frombuffer(block, np.float32, count)
+    begin = -np.frombuffer(block, np.uint8).ctypes.data % HUGE if large else 0
+    return np.frombuffer(block, np.float32, count, begin)

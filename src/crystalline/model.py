@@ -138,6 +138,9 @@ class Decoder:
         )  # fmt: skip
         self.steps = decoder_steps(c, training, kinds)
         self.group_losses = [0.0] * GROUPS  # of the last batch
+        rows = np.diff(starts * T)
+        self._by_group = np.zeros((GROUPS, int(rows.max())))  # losses, a group's in its own row
+        self._places = np.flatnonzero(np.arange(self._by_group.shape[1]) < rows[:, None])
 
     def _take(self, ids: NDArray[np.int32], targets: NDArray[np.int32]) -> None:
         if ids.shape != (self.B, self.T) or targets.shape != ids.shape:
@@ -145,19 +148,21 @@ class Decoder:
                 f"batch is {ids.shape} with targets {targets.shape}, "
                 f"but was planned as ({self.B}, {self.T})"
             )
-        self.space.ids[...] = ids[self.order].reshape(-1)
-        self.space.targets[...] = targets[self.order].reshape(-1)
+        for to, given in ((self.space.ids, ids), (self.space.targets, targets)):
+            np.take(given, self.order, 0, to.reshape(self.B, self.T), "clip")
         # What comes after a sequence's last target can change nothing: attention leaves it out.
-        learnt = self.space.targets.reshape(self.B, self.T) >= 0
-        self.space.lengths[...] = np.where(learnt, np.arange(1, self.T + 1), 0).max(1)
+        self.space.lengths[...] = self.T
+        if self.space.targets.min() < 0:
+            learnt = self.space.targets.reshape(self.B, self.T) >= 0
+            self.space.lengths[...] = np.where(learnt, np.arange(1, self.T + 1), 0).max(1)
 
     def _loss(self) -> float:
         """The sum of the losses: in a group in row order, then by the tree of the groups."""
-        starts, losses = self.space.groups, self.space.a["losses"].astype(np.float64)
-        s = [_chain(losses[starts[g] : starts[g + 1]]) for g in range(GROUPS)]
-        self.group_losses = s
+        self._by_group.reshape(-1)[self._places] = self.space.a["losses"]
+        # Adding up shows every sum on the way: from left to right, on any CPU.  Zeros change nothing.
+        s = self.group_losses = np.add.accumulate(self._by_group, 1)[:, -1].tolist()
         q = [(s[j] + s[j + 1]) + s[j + 2] for j in range(0, GROUPS, 3)]
-        return ((q[0] + q[1]) + q[2]) + q[3]
+        return float(((q[0] + q[1]) + q[2]) + q[3])
 
     def loss(self, ids: NDArray[np.int32], targets: NDArray[np.int32]) -> float:
         """The summed cross-entropy in nats of ids, targets (B, T); targets of -1 do not count."""
@@ -186,7 +191,3 @@ class Decoder:
             step.backward(self.space)
         return self._loss()
 
-
-def _chain(values: NDArray[np.float64]) -> float:
-    """The sum from left to right (NumPy's own sum pairs differently on different CPUs)."""
-    return float(np.add.accumulate(values)[-1]) if len(values) else 0.0

@@ -31,7 +31,7 @@ cdef class Narrow(Attends):
             _same("matmul_bf16", "rows of init", init.shape[0], "rows of y", R)
             _same("matmul_bf16", "columns of init", init.shape[1], "columns of y", N)
             start = &init[0, 0]
-        self._reserve(cry_need_matmul(&self.c, N, K), 0)
+        self._reserve(self._product_floats(N, K), 0)
         self._enter()
         with nogil:
             status = cry_matmul_bf16(&self.c, out.wide, out.narrow, &x[0, 0], &w[0, 0], start, R, N, K)
@@ -43,7 +43,7 @@ cdef class Narrow(Attends):
         cdef cry_status status
         cdef _Result out = _Result("matmul_dx_bf16", dx, R, K)
         _same("matmul_dx_bf16", "rows of w", w.shape[0], "columns of dy", N)
-        self._reserve(cry_need_matmul(&self.c, K, N), 0)
+        self._reserve(self._product_floats(K, N), 0)
         self._enter()
         with nogil:
             status = cry_matmul_dx_bf16(&self.c, out.wide, out.narrow, &dy[0, 0], &w[0, 0], R, N, K)
@@ -58,7 +58,7 @@ cdef class Narrow(Attends):
         _same("matmul_dw_bf16", "rows of dw", dw.shape[0], "columns of dy", N)
         _same("matmul_dw_bf16", "columns of dw", dw.shape[1], "columns of x", K)
         _same("matmul_dw_bf16", "groups", groups.shape[0], "the number of starts", 13)
-        self._reserve(cry_need_matmul(&self.c, K, R), 0)
+        self._reserve(self._product_floats(K, R), 0)
         self._enter()
         with nogil:
             status = cry_matmul_dw_bf16(&self.c, &dw[0, 0], &dy[0, 0], &x[0, 0], &groups[0], R, N, K,

@@ -14,7 +14,8 @@ typedef struct narrow_job {
 /* Spans of rows of about 16 K numbers. */
 static void run_spans(narrow_job *job, cry_task *task)
 {
-    job->span = cry_ceil(16384, job->width);
+    job->span = cry_sphere_rows(job->rows, cry_ceil(16384, job->width));
+    if (job->width == 1) job->span = cry_round64(job->span); /* whole vectors */
     cry_run(job->team, cry_ceil(job->rows, job->span), task, job);
 }
 

@@ -2,9 +2,9 @@
  *
  *   z^T = w h^T;  losses and dz from z, in place;  dw = dz^T h by groups and tree;  dh = dz w
  *
- * w is read where it lies, logits are there for one block.  A block is a third of the groups, the
- * three that one branch of the tree adds, so that their sums stay in registers; where that would be too
- * large, it is one group, with a buffer q of dw's size for the running sum of three; and where a group
+ * w is read where it lies, logits are there for one block.  A block is all of the groups, or a third
+ * of them, the three that one branch of the tree adds, so that their sums stay in registers; where that
+ * would be too large, it is one group, with a buffer q of dw's size for the running sum of three; and where a group
  * is too large too, a part of it, with a second buffer s for its running chain. */
 #include "tasks.h"
 
@@ -20,7 +20,8 @@ enum {
 typedef struct head_plan {
     int64_t block, rows; /* tokens of one block, at most, and up to whole panels */
     int64_t chunk, chunks;
-    int whole;           /* every third of the groups is one block */
+    int whole;           /* every third of the groups is one block, or */
+    int all;             /* all of them are */
     /* Offsets in shared; logits are at 0. */
     int64_t tops, sums, picked, targets, h, h_rows, work, work_len, q, s, total;
 } head_plan;
@@ -54,8 +55,9 @@ static head_plan plan_head(const cry_team *team, const int64_t *groups, int64_t 
     int64_t tile_n = team->kernels->tile_n, elements = cry_ceil(V, steps), k = cry_ceil(D, steps);
     int64_t fitting = cry_smaller(larger(BLOCK_FLOATS / elements, LEAST_BLOCK), MOST_BLOCK);
     int64_t third = most_rows(groups, 3), group = most_rows(groups, 1);
+    p.all = groups[CRY_GROUPS] <= fitting;
     p.whole = third <= fitting;
-    p.block = p.whole ? third : cry_smaller(group, fitting);
+    p.block = p.all ? groups[CRY_GROUPS] : p.whole ? third : cry_smaller(group, fitting);
     p.rows = cry_ceil(p.block, tile_n) * tile_n;
     p.chunk = larger(cry_smaller(CRY_HEAD_CHUNK, CHUNK_NUMBERS / D / WORDS * WORDS), WORDS);
     p.chunks = cry_ceil(V, p.chunk);
@@ -92,7 +94,7 @@ typedef struct head_job {
     int64_t begin, length; /* the block's first token; of panels of h by groups */
     int64_t across, cols;  /* tasks beside each other, and how much of what lies there each has */
     int count, first, last;
-    cry_branch branches[3];
+    cry_branch branches[CRY_GROUPS];
 } head_job;
 
 static float *work_of(const head_job *w, int thread)
@@ -225,6 +227,7 @@ static cry_status head(const cry_team *team, const cry_products *products, float
     int count = cry_branches(branches, groups, accumulate);
     for (int g = 0, together = 1; g < count; g += together) {
         for (together = 1; plan.whole && !branches[g + together - 1].last_in_q;) together++;
+        if (plan.all) together = count;
         run_branches(&job, branches + g, together);
     }
     return CRY_OK;

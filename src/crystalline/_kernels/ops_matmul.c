@@ -78,53 +78,106 @@ static void pack_groups_task(void *context, int64_t task, int thread)
     else w->p->pack(panel, from, w->n, 1, b->end - b->begin, n);
 }
 
-int64_t cry_pack_groups(const cry_team *team, const cry_products *p, float *panels, const float *b,
-                        int64_t n, cry_branch *branches, int count)
+/* Where the groups begin in a panel, and what packs them. */
+static pack_job group_packing(const cry_team *team, const cry_products *p, const float *b, int64_t n,
+                              cry_branch *branches, int count)
 {
-    int64_t length = 0, tile_n = team->kernels->tile_n;
+    int64_t length = 0;
     for (int g = 0; g < count; g++) {
         branches[g].at = length;
         length += cry_ceil(branches[g].end - branches[g].begin, p->steps);
     }
-    pack_job job = {.p = p, .panels = panels, .b = b, .n = n, .length = length, .tile_n = tile_n,
-                    .branches = branches, .count = count};
-    cry_run(team, cry_ceil(n, tile_n) * count, pack_groups_task, &job);
-    return length;
+    return (pack_job){.p = p, .b = b, .n = n, .length = length, .tile_n = team->kernels->tile_n,
+                      .branches = branches, .count = count};
+}
+
+int64_t cry_pack_groups(const cry_team *team, const cry_products *p, float *panels, const float *b,
+                        int64_t n, cry_branch *branches, int count)
+{
+    pack_job job = group_packing(team, p, b, n, branches, count);
+    job.panels = panels;
+    cry_run(team, cry_ceil(n, job.tile_n) * count, pack_groups_task, &job);
+    return job.length;
 }
 
 typedef struct gemm_job {
-    const cry_products *p;
+    cry_product x;
     cry_grid grid;
-    float *c;
-    cry_bf16 *narrow;
-    const float *init, *a, *panels;
-    int64_t ldc, rs, m, n, k;
+    const float *panels;
+    float *own_panels;      /* of all threads, `own` floats each, or NULL */
+    int64_t own;
+    unsigned char *packed;  /* threads that have packed theirs */
 } gemm_job;
+
+static void pack_own(const cry_product *x, float *panels, int64_t tile_n)
+{
+    for (int64_t j = 0; j < x->n; j += tile_n)
+        x->p->pack(panels + j * x->k, x->b + j * x->ns, x->ks, x->ns, x->k * x->p->steps,
+                   cry_smaller(tile_n, x->n - j));
+}
 
 static void gemm_task(void *context, int64_t task, int thread)
 {
     const gemm_job *w = context;
+    const cry_product *x = &w->x;
     int64_t i = task / w->grid.across * w->grid.rows, j = task % w->grid.across * w->grid.cols;
-    int64_t at = i * w->ldc + j, m = cry_smaller(w->grid.rows, w->m - i);
-    int64_t n = cry_smaller(w->grid.cols, w->n - j);
-    const float *a = w->a + i * w->rs, *panels = w->panels + j * w->k;
-    (void)thread;
-    if (w->narrow)
-        w->p->narrow->gemm_narrow(w->narrow + at, w->ldc, a, w->rs, panels, m, n, w->k);
-    else w->p->gemm(w->c + at, w->ldc, w->init ? w->init + at : 0, w->ldc, a, w->rs, 1, panels, m, n, w->k);
+    int64_t at = i * x->ldc + j, m = cry_smaller(w->grid.rows, x->m - i);
+    int64_t n = cry_smaller(w->grid.cols, x->n - j);
+    const float *a = x->a + i * x->rs, *panels = w->panels + j * x->k;
+    if (w->own_panels) {
+        float *own = w->own_panels + thread * w->own;
+        if (!w->packed[thread]) pack_own(x, own, x->p->kernels->tile_n);
+        w->packed[thread] = 1;
+        panels = own;
+    }
+    if (x->narrow)
+        x->p->narrow->gemm_narrow(x->narrow + at, x->ldc, a, x->rs, panels, m, n, x->k);
+    else x->p->gemm(x->c + at, x->ldc, x->init ? x->init + at : 0, x->ldc, a, x->rs, 1, panels, m, n, x->k);
+    if (x->finish) x->finish->rows(x->finish, i, m);
 }
 
 static void run_gemm(const cry_team *team, gemm_job job)
 {
-    job.grid = cry_cut(team, job.m, job.n, 384);
+    job.grid = cry_cut(team, job.x.m, job.x.n, 384);
     cry_run(team, job.grid.down * job.grid.across, gemm_task, &job);
 }
 
 void cry_gemm(const cry_team *team, const cry_products *p, float *c, int64_t ldc, const float *init,
               const float *a, int64_t rs, const float *panels, int64_t m, int64_t n, int64_t k)
 {
-    run_gemm(team, (gemm_job){.p = p, .c = c, .ldc = ldc, .init = init, .a = a, .rs = rs,
-                              .panels = panels, .m = m, .n = n, .k = k});
+    run_gemm(team, (gemm_job){.x = {.p = p, .c = c, .ldc = ldc, .init = init, .a = a, .rs = rs,
+                                    .m = m, .n = n, .k = k}, .panels = panels});
+}
+
+/* Memory that one thread writes is slow for the others to read first.  So a weight that is small beside
+ * the rows is packed by each thread for itself, where there is room for that. */
+enum { MOST_OWNERS = 64, MANY_ROWS = 192, SPHERE_ROWS = 128, OWN_HEIGHT = 48 };
+
+static int many_rows(const cry_team *team, int64_t m) { return m >= MANY_ROWS * (int64_t)team->threads; }
+
+static int room_for_own(const cry_team *team, int64_t length)
+{
+    int64_t threads = team->threads;
+    return threads <= MOST_OWNERS && length <= CRY_OWN_PANELS && threads * length <= team->shared_len;
+}
+
+/* Where a task has whole rows, they are those of a sphere as in the operations along rows: what a
+ * thread has written there, it finds in its own caches. */
+void cry_multiply(const cry_team *team, const cry_product *product)
+{
+    const cry_product *x = product;
+    int64_t length = cry_packed_len(team, x->k, x->n);
+    unsigned char packed[MOST_OWNERS] = {0};
+    gemm_job job = {.x = *x, .panels = team->shared, .own = length, .packed = packed};
+    if (many_rows(team, x->m) && room_for_own(team, length)) job.own_panels = team->shared;
+    else cry_pack(team, x->p, team->shared, x->b, x->ks, x->ns, x->k * x->p->steps, x->n);
+    if (!job.own_panels && !x->finish) {
+        run_gemm(team, job);
+        return;
+    }
+    int64_t rows = cry_sphere_rows(x->m, SPHERE_ROWS);
+    job.grid = (cry_grid){.rows = rows, .cols = x->n, .across = 1};
+    cry_run(team, cry_ceil(x->m, rows), gemm_task, &job);
 }
 
 static int sizes_ok(int64_t R, int64_t N, int64_t K) { return R >= 0 && N > 0 && K > 0; }
@@ -164,8 +217,10 @@ cry_status cry_matmul(const cry_team *team, float *y, const float *x, const floa
         return CRY_OK;
     }
     if (team->shared_len < cry_need_matmul(team, N, K)) return CRY_NO_SCRATCH;
-    cry_pack_weight(team, team->shared, w, N, K);
-    return cry_matmul_packed(team, y, x, team->shared, init, R, N, K);
+    cry_products p = cry_float_products(team);
+    cry_multiply(team, &(cry_product){.p = &p, .c = y, .ldc = N, .init = init, .a = x, .rs = K, .b = w,
+                                      .ks = 1, .ns = K, .m = R, .n = N, .k = K});
+    return CRY_OK;
 }
 
 cry_status cry_matmul_dx(const cry_team *team, float *dx, const float *dy, const float *w, int64_t R,
@@ -178,8 +233,51 @@ cry_status cry_matmul_dx(const cry_team *team, float *dx, const float *dy, const
     }
     if (team->shared_len < cry_need_matmul(team, K, N)) return CRY_NO_SCRATCH;
     cry_products p = cry_float_products(team);
-    cry_pack(team, &p, team->shared, w, K, 1, N, K);
-    cry_gemm(team, &p, dx, K, 0, dy, N, team->shared, R, K, N);
+    cry_multiply(team, &(cry_product){.p = &p, .c = dx, .ldc = K, .a = dy, .rs = N, .b = w, .ks = K,
+                                      .ns = 1, .m = R, .n = K, .k = N});
+    return CRY_OK;
+}
+
+static void swiglu_rows(const cry_finish *w, int64_t at, int64_t n)
+{
+    w->kernels->swiglu(w->act + at * w->F, w->gu + 2 * at * w->F, n, w->F);
+}
+
+cry_status cry_matmul_swiglu(const cry_team *team, float *gu, float *act, const float *x, const float *w,
+                             int64_t R, int64_t F, int64_t K)
+{
+    if (!many_rows(team, R)) {
+        cry_status status = F > 0 ? cry_matmul(team, gu, x, w, 0, R, 2 * F, K) : CRY_BAD_SHAPE;
+        return status == CRY_OK ? cry_swiglu(team, act, gu, R, F) : status;
+    }
+    if (!sizes_ok(R, F, K)) return CRY_BAD_SHAPE;
+    if (team->shared_len < cry_need_matmul(team, 2 * F, K)) return CRY_NO_SCRATCH;
+    cry_products p = cry_float_products(team);
+    cry_finish finish = {swiglu_rows, team->kernels, gu, act, F};
+    cry_multiply(team, &(cry_product){.p = &p, .c = gu, .ldc = 2 * F, .a = x, .rs = K, .b = w, .ks = 1,
+                                      .ns = K, .m = R, .n = 2 * F, .k = K, .finish = &finish});
+    return CRY_OK;
+}
+
+static void swiglu_bwd_rows(const cry_finish *w, int64_t at, int64_t n)
+{
+    float *gu = w->gu + 2 * at * w->F;
+    w->kernels->swiglu_bwd_act(gu, w->act + at * w->F, gu, n, w->F);
+}
+
+cry_status cry_matmul_dx_swiglu(const cry_team *team, float *gu, float *act, const float *dy,
+                                const float *w, int64_t R, int64_t N, int64_t F)
+{
+    if (!many_rows(team, R)) {
+        cry_status status = cry_matmul_dx(team, act, dy, w, R, N, F);
+        return status == CRY_OK ? cry_swiglu_bwd_act(team, gu, act, gu, R, F) : status;
+    }
+    if (!sizes_ok(R, N, F)) return CRY_BAD_SHAPE;
+    if (team->shared_len < cry_need_matmul(team, F, N)) return CRY_NO_SCRATCH;
+    cry_products p = cry_float_products(team);
+    cry_finish finish = {swiglu_bwd_rows, team->kernels, gu, act, F};
+    cry_multiply(team, &(cry_product){.p = &p, .c = act, .ldc = F, .a = dy, .rs = N, .b = w, .ks = F,
+                                      .ns = 1, .m = R, .n = F, .k = N, .finish = &finish});
     return CRY_OK;
 }
 
@@ -192,10 +290,9 @@ static cry_status bf16_product(const cry_team *team, float *y, cry_bf16 *narrow,
     if (!sizes_ok(R, n, k) || k % 2 || (!y) == (!narrow) || (narrow && init)) return CRY_BAD_SHAPE;
     if (team->shared_len < cry_packed_len(team, k / 2, n)) return CRY_NO_SCRATCH;
     cry_products p = cry_bf16_products(team);
-    cry_pack(team, &p, team->shared, w, ks, ns, k, n);
-    run_gemm(team, (gemm_job){.p = &p, .c = y, .narrow = narrow, .ldc = n, .init = init,
-                              .a = (const float *)(const void *)x, .rs = k / 2,
-                              .panels = team->shared, .m = R, .n = n, .k = k / 2});
+    cry_multiply(team, &(cry_product){.p = &p, .c = y, .narrow = narrow, .ldc = n, .init = init,
+                                      .a = (const float *)(const void *)x, .rs = k / 2, .b = w,
+                                      .ks = ks, .ns = ns, .m = R, .n = n, .k = k / 2});
     return CRY_OK;
 }
 
@@ -216,19 +313,54 @@ typedef struct dw_job {
     cry_grid grid;
     float *dw;
     const float *dy, *panels;
-    int64_t length, N, K;
+    int64_t N, K;
     cry_branch branches[CRY_GROUPS];
-    int count;
+    pack_job pack;
+    int64_t own;            /* floats of panels for each thread, or 0 */
+    unsigned char *packed;  /* threads that have packed theirs; NULL where every task packs its own */
 } dw_job;
+
+static void pack_columns(const dw_job *w, int64_t j, int64_t cols, int thread)
+{
+    pack_job job = w->pack;
+    int64_t end = cry_ceil(cry_smaller(j + cols, w->K), job.tile_n);
+    job.panels += thread * w->own;
+    for (int64_t t = j / job.tile_n * job.count; t < end * job.count; t++)
+        pack_groups_task(&job, t, thread);
+}
 
 static void dw_task(void *context, int64_t task, int thread)
 {
     const dw_job *w = context;
     int64_t i = task / w->grid.across * w->grid.rows, j = task % w->grid.across * w->grid.cols;
-    (void)thread;
+    if (w->pack.panels && !(w->packed && w->packed[thread])) {
+        pack_columns(w, j, w->grid.cols, thread);
+        if (w->packed) w->packed[thread] = 1;
+    }
     w->p->gemm_tree(w->dw + i * w->K + j, w->K, cry_at(w->p, w->dy, i), 1, w->N,
-                    w->panels + j * w->length, cry_smaller(w->grid.rows, w->N - i),
-                    cry_smaller(w->grid.cols, w->K - j), w->length, w->branches, w->count);
+                    w->panels + thread * w->own + j * w->pack.length,
+                    cry_smaller(w->grid.rows, w->N - i), cry_smaller(w->grid.cols, w->K - j),
+                    w->pack.length, w->branches, w->pack.count);
+}
+
+/* Few tokens: each thread packs x for itself and makes some rows of dw, or, where dw is wider than
+ * high, packs some columns of x and makes those of dw.  0 where neither pays. */
+static int cut_own(const cry_team *team, dw_job *job, unsigned char *packed)
+{
+    int64_t N = job->N, K = job->K, tile_n = team->kernels->tile_n, threads = team->threads;
+    int64_t floats = cry_packed_len(team, job->pack.length, K), panels = cry_ceil(K, tile_n);
+    if (threads > MOST_OWNERS) return 0;
+    if (N >= OWN_HEIGHT * threads && room_for_own(team, floats)) {
+        job->own = floats, job->packed = packed;
+        /* Some more tasks than threads, so that one can help another; whole lines of dy. */
+        int64_t rows = cry_smaller(OWN_HEIGHT, cry_ceil(cry_ceil(N, 2 * threads), 16) * 16);
+        job->grid = (cry_grid){.rows = rows, .cols = K, .down = cry_ceil(N, rows), .across = 1};
+    } else if (floats <= 4 * CRY_OWN_PANELS && K > N && panels >= 2 * threads) {
+        int64_t cols = cry_ceil(panels, 2 * threads) * tile_n;
+        job->grid = (cry_grid){.rows = N, .cols = cols, .down = 1, .across = cry_ceil(K, cols)};
+    } else return 0;
+    job->pack.panels = team->shared;
+    return 1;
 }
 
 static cry_status weight_gradient(const cry_team *team, const cry_products *p, float *dw,
@@ -238,10 +370,14 @@ static cry_status weight_gradient(const cry_team *team, const cry_products *p, f
     if (!sizes_ok(R, N, K) || R == 0) return CRY_BAD_SHAPE;
     if (!cry_groups_ok(groups, R)) return CRY_BAD_GROUPS;
     if (team->shared_len < cry_need_matmul(team, K, R)) return CRY_NO_SCRATCH;
-    dw_job job = {.p = p, .grid = cry_cut(team, N, K, 48), .dw = dw, .dy = dy,
-                  .panels = team->shared, .N = N, .K = K};
-    job.count = cry_branches(job.branches, groups, accumulate);
-    job.length = cry_pack_groups(team, p, team->shared, x, K, job.branches, job.count);
+    unsigned char packed[MOST_OWNERS] = {0};
+    dw_job job = {.p = p, .dw = dw, .dy = dy, .panels = team->shared, .N = N, .K = K};
+    int count = cry_branches(job.branches, groups, accumulate);
+    job.pack = group_packing(team, p, x, K, job.branches, count);
+    if (!cut_own(team, &job, packed)) {
+        cry_pack_groups(team, p, team->shared, x, K, job.branches, count);
+        job.grid = cry_cut(team, N, K, 48);
+    }
     cry_run(team, job.grid.down * job.grid.across, dw_task, &job);
     return CRY_OK;
 }

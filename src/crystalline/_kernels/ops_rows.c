@@ -18,7 +18,7 @@ static int64_t row_span(int64_t width) { return width >= 16384 ? 1 : cry_ceil(16
 static void run_rows(rows_job *w, int64_t R, int64_t width, cry_task *task)
 {
     w->rows = R;
-    w->span = row_span(width);
+    w->span = cry_sphere_rows(R, row_span(width));
     cry_run(w->team, cry_ceil(R, w->span), task, w);
 }
 

@@ -22,6 +22,14 @@ static inline int64_t cry_ceil(int64_t n, int64_t by) { return (n + by - 1) / by
 static inline int64_t cry_smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 static inline int64_t cry_round64(int64_t floats) { return cry_ceil(floats, 16) * 16; }
 
+/* Rows of one task, `most` at most.  More than one task are as many for every sphere: its rows are then
+ * about the same ones in each operation, and still in the caches of the thread that carries it. */
+static inline int64_t cry_sphere_rows(int64_t R, int64_t most)
+{
+    if (R <= most) return R > 0 ? R : 1;
+    return cry_ceil(R, CRY_GROUPS * cry_ceil(R, CRY_GROUPS * most));
+}
+
 /* Whether an output (R,V) is written around the caches.  One of 32 MiB would not stay in them, and to
  * be written through them it is first read.  Rows of less than `least` are shorter than that pays:
  * their ends, which are seldom whole lines, count too much. */
@@ -71,6 +79,27 @@ int64_t cry_pack_groups(const cry_team *team, const cry_products *p, float *pane
                         int64_t n, cry_branch *branches, int count);
 /* Floats of panels with `length` elements a column. */
 int64_t cry_packed_len(const cry_team *team, int64_t length, int64_t n);
+
+/* What becomes of n rows of a product from `at` on as soon as they are there, still in the caches. */
+typedef struct cry_finish cry_finish;
+struct cry_finish {
+    void (*rows)(const cry_finish *w, int64_t at, int64_t n);
+    const cry_kernels *kernels;
+    float *gu, *act;
+    int64_t F;
+};
+
+/* c(m,n) = init + a b, or as bf16 in `narrow`: a product that packs b, element (t, j) at
+ * b[t ks + j ns], on the way. */
+typedef struct cry_product {
+    const cry_products *p;
+    float *c;
+    cry_bf16 *narrow;
+    const float *init, *a, *b;
+    int64_t ldc, rs, ks, ns, m, n, k;
+    const cry_finish *finish; /* or NULL */
+} cry_product;
+void cry_multiply(const cry_team *team, const cry_product *product);
 
 /* c(m,n) = init + a b with packed b, cut over the team; a has k elements a row, row stride rs. */
 void cry_gemm(const cry_team *team, const cry_products *p, float *c, int64_t ldc, const float *init,

@@ -90,7 +90,7 @@ cdef class Team(Sparse):
         shared = max(cry_need_head(&self.c, &groups[0], D, V, S == 0),
                      cry_need_head_sampled(&self.c, &groups[0], D, S, 1))
         for n, k in ((E, D), (D, E), (D, D), (2 * F, D), (D, 2 * F), (D, F), (F, D), (D, R), (F, R)):
-            shared = max(shared, cry_need_matmul(&self.c, n, k))
+            shared = max(shared, self._product_floats(n, k))
         return shared + self.c.threads * cry_need_attention(&shape, 1)
 
     def head(self, float[::1] losses, const float[:, ::1] h, const float[:, ::1] w,
