@@ -280,7 +280,7 @@ SHAPES: dict[str, list[tuple[int, ...]]] = {
         (1, 1, 1), (1, 17, 5), (3, 5, 7), (12, 32, 256), (13, 33, 257), (37, 1003, 65),
         (252, 31, 507), (65, 48, 600), (100, 33, 2048),
     ],
-    # The same for so many rows that up to three threads pack small weights for themselves; of dW the
+    # The same for so many rows that three threads pack small weights for themselves; of dW the
     # first is cut along its rows and the second along its columns.  The last weight is not small.
     "tall": [(640, 150, 33), (640, 33, 200), (577, 290, 240)],
     # The same for few rows: one panel and several, tails of each.

@@ -159,7 +159,7 @@ class Decoder:
     def _loss(self) -> float:
         """The sum of the losses: in a group in row order, then by the tree of the groups."""
         self._by_group.reshape(-1)[self._places] = self.space.a["losses"]
-        # Adding up shows every sum on the way: from left to right, on any CPU.  Zeros change nothing.
+        # Adding up shows every sum on the way: left to right, on any CPU.  Zeros change nothing.
         s = self.group_losses = np.add.accumulate(self._by_group, 1)[:, -1].tolist()
         q = [(s[j] + s[j + 1]) + s[j + 2] for j in range(0, GROUPS, 3)]
         return float(((q[0] + q[1]) + q[2]) + q[3])

@@ -124,6 +124,7 @@ CRY_INLINE int64_t entry_of(int64_t v, int64_t token) { return v * TILE_N + toke
  * and as much below as can be, 28 powers of two with all bits and 10 with fewer. */
 #define KEPT_POWER 14
 #define KEPT_UNIT 0x1p-14f
+#define KEPT_MOST 65504.0f /* of fp16 */
 
 /* Both halves of a panel: their largest of m logits, in units of ln 2. */
 CRY_INLINE void panel_max(v16 top[2], const float *z, int64_t m)
@@ -142,6 +143,7 @@ CRY_INLINE void panel_max(v16 top[2], const float *z, int64_t m)
 CRY_INLINE void keep(uint16_t *to, v16 x, v16 with)
 {
     __mmask16 some = _mm512_cmp_ps_mask(v16_zero(), with, _CMP_LT_OQ);
+    x = v16_min(v16_set(KEPT_MOST), x); /* a not-a-number is kept */
     __m256i kept = _mm512_maskz_cvtps_ph(some, x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
     _mm256_storeu_si256((void *)to, kept);
 }
