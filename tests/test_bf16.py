@@ -8,9 +8,10 @@ from dataclasses import replace
 import bf16_cases
 import numpy as np
 import pytest
+import reference as ref
 import torch
 from bf16_cases import BUILDERS, GRID, rounded, widened
-from case import Shape, draw
+from case import Shape, draw, groups_of, poison
 from conftest import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -99,6 +100,20 @@ def test_rounding_is_that_of_torch_for_normal_numbers_infinities_and_nan() -> No
 @pytest.mark.parametrize("side", ["begin", "end"])
 def test_nothing_outside_is_touched(side: str) -> None:
     guarded("bf16_cases", "avx512", side)
+
+
+@needs_bf16
+def test_the_head_stays_finite_with_logits_of_tens_of_millions() -> None:
+    R, D, V = 24, 32, 300
+    h, w = rounded(3e3 * draw(R, D)), rounded(3e3 * draw(V, D, seed=1))
+    z = ref.matmul(widened(h), widened(w))
+    assert abs(z).max() > 5e7
+    targets = z.argmax(axis=1).astype(np.int32)  # of no loss, but where two are near
+    losses, dh, dw = poison(R), poison(R, D), poison(V, D)
+    Team(2).head_bf16(losses, h, widened(w), targets, groups_of(R), dh, dw, 1 / R)
+    assert abs(losses).max() < 16  # what sums of 1e8 leave
+    assert np.isfinite(dh).all()
+    assert np.isfinite(dw).all()
 
 
 def test_without_the_instructions_there_is_one_clear_error() -> None:
