@@ -105,15 +105,15 @@ CRY_INLINE void tile_store_narrow(cry_tile acc, const int mr, const int nv, floa
             value_put(c, i * ld + 16 * j, acc[i][j], n - 16 * j);
 }
 
-/* A finished group sum goes through q to the total c, as its branch of the tree says. */
+/* A finished group sum goes through q to the total c, as its branch of the tree says.  Where ldq is 0,
+ * q holds one whole tile after another, whose addresses are known here. */
 CRY_INLINE void tile_branch(cry_tile acc, const int mr, const int nv, float *c, int64_t ldc, float *q,
                             int64_t ldq, int64_t n, const cry_branch *br)
 {
-    if (!br->first_in_q) tile_add(acc, mr, nv, q, ldq, n);
-    if (!br->last_in_q) {
-        tile_store(acc, mr, nv, q, ldq, n);
-        return;
-    }
+    if (!br->first_in_q && ldq) tile_add(acc, mr, nv, q, ldq, n);
+    else if (!br->first_in_q) tile_add(acc, mr, nv, q, TILE_N, 16 * nv);
+    if (!br->last_in_q && ldq) return tile_store(acc, mr, nv, q, ldq, n);
+    if (!br->last_in_q) return tile_store(acc, mr, nv, q, TILE_N, 16 * nv);
     if (!br->starts_total) tile_add(acc, mr, nv, c, ldc, n);
     tile_store(acc, mr, nv, c, ldc, n);
 }
@@ -209,13 +209,14 @@ CRY_INLINE float *out_at(const tile_job *w, int64_t offset)
 }
 
 /* All rows of one panel of columns: the panel (or its block) stays in L1 meanwhile.  The lines of c
- * that the next tile needs are asked for meanwhile. */
+ * that the next tile needs are asked for meanwhile, unless its sum only goes to q. */
 static void tile_column(tile_job job, int64_t m)
 {
     for (int64_t i = 0; i < m; i += TILE_M) {
         int64_t rows = cry_min(TILE_M, m - i);
         int64_t next = i + TILE_M < m ? TILE_M : 0;
-        for (int64_t r = next; r < next + rows; r++) {
+        int64_t asked = !job.branch || job.branch->last_in_q ? rows : 0;
+        for (int64_t r = next; r < next + asked; r++) {
             __builtin_prefetch(out_at(&job, r * job.ldc), 1, 3);
             if (TILE_V > 1 && job.n > 16) __builtin_prefetch(out_at(&job, r * job.ldc + 16), 1, 3);
         }
@@ -223,7 +224,7 @@ static void tile_column(tile_job job, int64_t m)
         job.c = out_at(&job, TILE_M * job.ldc);
         job.a += TILE_M * job.rs;
         if (job.init) job.init += TILE_M * job.ldi;
-        if (job.q) job.q += TILE_M * job.ldq;
+        if (job.q) job.q += TILE_M * (job.ldq ? job.ldq : TILE_N);
     }
 }
 
@@ -345,13 +346,13 @@ static void tree_block(const tree_job *w, const tree_place *at, const columns_ah
     tile_job job = {.a = lies ? now->a : now->block, .rs = lies ? w->rs / OPERAND_STEPS : 1,
                     .cs = lies ? 1 : M_BLOCK, .ldb = TILE_N, .ahead = lies ? 0 : next,
                     .k = (now->k + OPERAND_STEPS - 1) / OPERAND_STEPS, .branch = ends ? b : 0,
-                    .ldq = w->q ? w->ld : N_BLOCK, .ldi = w->s ? w->ld : N_BLOCK};
+                    .ldq = w->q ? w->ld : 0, .ldi = w->s ? w->ld : N_BLOCK};
     job.ldc = ends ? w->ld : job.ldi;
     if (next->beside)
         for (int64_t t = 0; t < ASKED; t += OPERAND_STEPS) columns_ask(next, t);
     for (int64_t j = 0; j < n; j += TILE_N) {
         job.c = ends ? w->c + offset + j : s + j;
-        job.q = q + j;
+        job.q = w->q ? q + j : q + j * M_BLOCK;
         job.init = starts ? 0 : s + j;
         job.b = panels + j * w->length;
         job.n = cry_min(TILE_N, n - j);
