@@ -111,9 +111,9 @@ def test_the_head_stays_finite_with_logits_of_tens_of_millions() -> None:
     targets = z.argmax(axis=1).astype(np.int32)  # of no loss, but where two are near
     losses, dh, dw = poison(R), poison(R, D), poison(V, D)
     Team(2).head_bf16(losses, h, widened(w), targets, groups_of(R), dh, dw, 1 / R)
-    assert abs(losses).max() < 16  # what sums of 1e8 leave
     assert np.isfinite(dh).all()
     assert np.isfinite(dw).all()
+    assert abs(losses).max() < D * np.spacing(np.float32(abs(z).max()))  # of the sums' steps
 
 
 def test_without_the_instructions_there_is_one_clear_error() -> None:
