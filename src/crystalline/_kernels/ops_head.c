@@ -4,8 +4,8 @@
  *
  * w is read where it lies, logits are there for one block.  A block is all of the groups, or a third
  * of them, the three that one branch of the tree adds, so that their sums stay in registers; where that
- * would be too large, it is one group, with a buffer q of dw's size for the running sum of three; and where a group
- * is too large too, a part of it, with a second buffer s for its running chain. */
+ * would be too large, it is one group, with a buffer q of dw's size for the running sum of three; and
+ * where a group is too large too, a part of it, with a second buffer s for its running chain. */
 #include "tasks.h"
 
 #include <string.h>

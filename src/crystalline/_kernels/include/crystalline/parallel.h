@@ -163,9 +163,10 @@ CRY_API cry_status cry_matmul_swiglu(const cry_team *team, float *gu, float *act
  * CRY_NO_SCRATCH. */
 CRY_API cry_status cry_matmul_dx_swiglu(const cry_team *team, float *gu, float *act, const float *dy,
                                         const float *w, int64_t R, int64_t N, int64_t F);
-/* On bf16 what stands above on float32, for an even number of terms of a sum (K forward, N for dx): operands in bf16, w
- * rounded to it, sums in float32.  The result goes to y, or rounded to `narrow`; the other is NULL, and
- * with `narrow` init is NULL too: CRY_BAD_SHAPE.  They need what those on float32 need. */
+/* On bf16 what stands above on float32, for an even number of terms of a sum (K forward, N for dx):
+ * operands in bf16, w rounded to it, sums in float32.  The result goes to y, or rounded to `narrow`;
+ * the other is NULL, and with `narrow` init is NULL too: CRY_BAD_SHAPE.  They need what those on
+ * float32 need. */
 CRY_API cry_status cry_to_bf16(const cry_team *team, cry_bf16 *y, const float *x, int64_t n);
 CRY_API cry_status cry_matmul_bf16(const cry_team *team, float *y, cry_bf16 *narrow,
                                    const cry_bf16 *x, const float *w, const float *init, int64_t R,
