@@ -140,6 +140,16 @@ def test_swiglu_bwd_act(benchmark: Any, team: Team) -> None:
     benchmark(team.swiglu_bwd_act, np.empty_like(gu), act, gu)
 
 
+def test_matmul_swiglu(benchmark: Any, team: Team) -> None:
+    gu, act = np.empty((R, 2 * F), np.float32), np.empty((R, F), np.float32)
+    benchmark(team.matmul_swiglu, gu, act, values(R, D), values(2 * F, D))
+
+
+def test_matmul_dx_swiglu(benchmark: Any, team: Team) -> None:
+    gu, act = values(R, 2 * F), np.empty((R, F), np.float32)
+    benchmark(team.matmul_dx_swiglu, gu, act, values(R, D), values(D, F))
+
+
 def test_embedding(benchmark: Any, team: Team) -> None:
     benchmark(team.embedding, np.empty((R, D), np.float32), values(V, D), IDS)
 

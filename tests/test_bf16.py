@@ -116,6 +116,23 @@ def test_the_head_stays_finite_with_logits_of_tens_of_millions() -> None:
     assert abs(losses).max() < D * np.spacing(np.float32(abs(z).max()))  # of the sums' steps
 
 
+@needs_bf16
+def test_the_head_leaves_rows_without_a_target_out_whatever_they_hold() -> None:
+    """Also the padding of a panel, in which the panel before has left infinities."""
+    R, D, V = 32, 32, 200
+    w, huge = widened(rounded(draw(V, D, seed=1))), rounded(np.full((R, D), 3e38, np.float32))
+    masked, team = np.full(R, -1, np.int32), Team(1)
+    losses, dh, dw = poison(R), poison(R, D), poison(V, D)
+    team.head_bf16(losses, huge, w, masked, groups_of(R), dh, dw, 1.0)
+    assert not losses.any(), losses
+    assert not dh.any()
+    assert not dw.any()
+    one, losses, dh = rounded(draw(1, D)), poison(1), poison(1, D)
+    team.head_bf16(losses, one, w, masked[:1] + 4, groups_of(1), dh, dw, 1.0)
+    assert np.isfinite(dh).all()
+    assert np.isfinite(dw).all()
+
+
 def test_without_the_instructions_there_is_one_clear_error() -> None:
     team, c = Team(1, "portable"), ModelConfig(300, 16, 1, 2, 2, 20, 8)
     assert not team.has_bf16

@@ -381,7 +381,7 @@ def test_every_operation_of_a_team_has_a_bench() -> None:
 
     benches = "".join(p.read_text() for p in (ROOT / "bench").glob("test_speed_of_*.py"))
     operations = {n for n in dir(Team) if not n.startswith("_")} - set(dir(Pool))
-    sizes = {"packed_len", "work_floats"}  # which count, and do no work
+    sizes = {"packed_len", "weight_bytes", "work_floats"}  # which count, and do no work
     assert {n for n in operations - sizes if f"team.{n}" not in benches} == set()
 
 

@@ -211,6 +211,7 @@ cdef extern from "crystalline/parallel.h" nogil:
         const cry_bf16_kernels *bf16
     int64_t cry_need_matmul(const cry_team *team, int64_t N, int64_t K)
     enum: CRY_OWN_PANELS
+    enum: CRY_OWNERS
     int64_t cry_need_rmsnorm_bwd(int64_t D)
     int64_t cry_need_head(const cry_team *team, const int64_t *groups, int64_t D, int64_t V,
              int gradient)

@@ -149,6 +149,7 @@ class Decoder:
                 f"but was planned as ({self.B}, {self.T})"
             )
         for to, given in ((self.space.ids, ids), (self.space.targets, targets)):
+            # No index is outside; only with "clip" does NumPy write without a copy between.
             np.take(given, self.order, 0, to.reshape(self.B, self.T), "clip")
         # What comes after a sequence's last target can change nothing: attention leaves it out.
         self.space.lengths[...] = self.T
@@ -190,4 +191,3 @@ class Decoder:
         for step in reversed(self.steps):
             step.backward(self.space)
         return self._loss()
-

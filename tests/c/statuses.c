@@ -40,13 +40,15 @@ static void products(const cry_team *t, const cry_team *poor)
     refused("matmul_dw", cry_matmul_dw(t, y, in, in, groups, 0, V, D, 0), CRY_BAD_SHAPE);
     refused("matmul_dw", cry_matmul_dw(t, y, in, in, uneven, R, V, D, 0), CRY_BAD_GROUPS);
     refused("matmul_dw", cry_matmul_dw(poor, y, in, in, groups, R, V, D, 0), CRY_NO_SCRATCH);
-    for (int64_t r = R; r <= TALL; r += TALL - R) {
+    refused("swiglu", cry_matmul_swiglu(t, y, out[1], in, in, R, 0, D), CRY_BAD_SHAPE);
+    refused("dx_swiglu", cry_matmul_dx_swiglu(t, y, out[1], in, in, R, 0, D), CRY_BAD_SHAPE);
+    for (int64_t r = MANY; r <= TALL; r += TALL - MANY) {
         refused("swiglu", cry_matmul_swiglu(t, y, out[1], in, in, r, 0, D), CRY_BAD_SHAPE);
         refused("swiglu", cry_matmul_swiglu(t, y, out[1], in, in, r, V, -1), CRY_BAD_SHAPE);
+        refused("swiglu", cry_matmul_swiglu(poor, y, out[1], in, in, r, V, D), CRY_NO_SCRATCH);
         refused("dx_swiglu", cry_matmul_dx_swiglu(t, y, out[1], in, in, r, 0, D), CRY_BAD_SHAPE);
         refused("dx_swiglu", cry_matmul_dx_swiglu(poor, y, out[1], in, in, r, V, D), CRY_NO_SCRATCH);
     }
-    refused("swiglu", cry_matmul_swiglu(poor, y, out[1], in, in, TALL, V, D), CRY_NO_SCRATCH);
     refused("pack_weight", cry_pack_weight(t, y, in, 0, D), CRY_BAD_SHAPE);
     refused("matmul_packed", cry_matmul_packed(t, y, in, in, 0, R, V, -1), CRY_BAD_SHAPE);
 }

@@ -14,7 +14,7 @@
  * In bf16 no logit is stored: a chunk of words becomes exponentials below its own largest logit, as
  * they leave the product, and one factor for a chunk and token makes them dz.  They are kept in fp16,
  * not bf16, as what is kept is rounded before its factor is known, and dz once more: fp16 has three
- * bits more, and its range is enough for what lies between 0 and 1.  Sums are of the unrounded ones,
+ * bits more, and its range is enough for what lies between 0 and the largest.  Sums are of the unrounded ones,
  * and the target's entry is computed from its float32 logit. */
 #ifndef CRY_HEAD_H
 #define CRY_HEAD_H
@@ -194,8 +194,8 @@ static void head_softmax(float *losses, const cry_logits *b, int64_t at)
     v16 loss = v16_sub(v16_add(v16_log(sum), top), z);
     if (at < b->tokens) v16_put(losses, where(with, loss), b->tokens - at);
     v16 kept_factor = v16_mul(factor, v16_set(KEPT_UNIT));
-    for (int64_t v = 0; v < b->V; v += b->chunk)
-        v16_store(tops_at(b, v, at), v16_mul(v16_load(tops_at(b, v, at)), kept_factor));
+    for (int64_t v = 0; v < b->V; v += b->chunk) /* `where`: without a target anything may be in it */
+        v16_store(tops_at(b, v, at), where(with, v16_mul(v16_load(tops_at(b, v, at)), kept_factor)));
     z = v16_mul(v16_exp(v16_sub(z, top)), factor);
     v16_store(b->picked + at, v16_sub(z, v16_set(b->scale)));
 }

@@ -112,10 +112,11 @@ CRY_INLINE void tile_branch(cry_tile acc, const int mr, const int nv, float *c, 
 {
     if (!br->first_in_q && ldq) tile_add(acc, mr, nv, q, ldq, n);
     else if (!br->first_in_q) tile_add(acc, mr, nv, q, TILE_N, 16 * nv);
-    if (!br->last_in_q && ldq) return tile_store(acc, mr, nv, q, ldq, n);
-    if (!br->last_in_q) return tile_store(acc, mr, nv, q, TILE_N, 16 * nv);
-    if (!br->starts_total) tile_add(acc, mr, nv, c, ldc, n);
-    tile_store(acc, mr, nv, c, ldc, n);
+    if (br->last_in_q) {
+        if (!br->starts_total) tile_add(acc, mr, nv, c, ldc, n);
+        tile_store(acc, mr, nv, c, ldc, n);
+    } else if (ldq) tile_store(acc, mr, nv, q, ldq, n);
+    else tile_store(acc, mr, nv, q, TILE_N, 16 * nv);
 }
 
 /* k steps of m columns on their way into a block: one element of each every BESIDE steps of the tiles

@@ -151,14 +151,14 @@ void cry_gemm(const cry_team *team, const cry_products *p, float *c, int64_t ldc
 
 /* Memory that one thread writes is slow for the others to read first.  So a weight that is small beside
  * the rows is packed by each thread for itself, where there is room for that. */
-enum { MOST_OWNERS = 64, MANY_ROWS = 192, SPHERE_ROWS = 128, OWN_HEIGHT = 48 };
+enum { MANY_ROWS = 192, SPHERE_ROWS = 128, OWN_HEIGHT = 48 };
 
 static int many_rows(const cry_team *team, int64_t m) { return m >= MANY_ROWS * (int64_t)team->threads; }
 
 static int room_for_own(const cry_team *team, int64_t length)
 {
     int64_t threads = team->threads;
-    return threads <= MOST_OWNERS && length <= CRY_OWN_PANELS && threads * length <= team->shared_len;
+    return threads <= CRY_OWNERS && length <= CRY_OWN_PANELS && threads * length <= team->shared_len;
 }
 
 /* Where a task has whole rows, they are those of a sphere as in the operations along rows: what a
@@ -167,7 +167,7 @@ void cry_multiply(const cry_team *team, const cry_product *product)
 {
     const cry_product *x = product;
     int64_t length = cry_packed_len(team, x->k, x->n);
-    unsigned char packed[MOST_OWNERS] = {0};
+    unsigned char packed[CRY_OWNERS] = {0};
     gemm_job job = {.x = *x, .panels = team->shared, .own = length, .packed = packed};
     if (many_rows(team, x->m) && room_for_own(team, length)) job.own_panels = team->shared;
     else cry_pack(team, x->p, team->shared, x->b, x->ks, x->ns, x->k * x->p->steps, x->n);
@@ -349,7 +349,7 @@ static int cut_own(const cry_team *team, dw_job *job, unsigned char *packed)
 {
     int64_t N = job->N, K = job->K, tile_n = team->kernels->tile_n, threads = team->threads;
     int64_t floats = cry_packed_len(team, job->pack.length, K), panels = cry_ceil(K, tile_n);
-    if (threads > MOST_OWNERS) return 0;
+    if (threads > CRY_OWNERS) return 0;
     if (N >= OWN_HEIGHT * threads && room_for_own(team, floats)) {
         job->own = floats, job->packed = packed;
         /* Some more tasks than threads, so that one can help another; whole lines of dy. */
@@ -370,7 +370,7 @@ static cry_status weight_gradient(const cry_team *team, const cry_products *p, f
     if (!sizes_ok(R, N, K) || R == 0) return CRY_BAD_SHAPE;
     if (!cry_groups_ok(groups, R)) return CRY_BAD_GROUPS;
     if (team->shared_len < cry_need_matmul(team, K, R)) return CRY_NO_SCRATCH;
-    unsigned char packed[MOST_OWNERS] = {0};
+    unsigned char packed[CRY_OWNERS] = {0};
     dw_job job = {.p = p, .dw = dw, .dy = dy, .panels = team->shared, .N = N, .K = K};
     int count = cry_branches(job.branches, groups, accumulate);
     job.pack = group_packing(team, p, x, K, job.branches, count);

@@ -7,7 +7,8 @@ cdef class Products(Pool):
     cdef int64_t _product_floats(self, int64_t N, int64_t K):
         """Floats that a product needs, or is faster with."""
         cdef int64_t need = cry_need_matmul(&self.c, N, K)
-        return need * self.c.threads if need <= CRY_OWN_PANELS else need
+        owned = need <= CRY_OWN_PANELS and self.c.threads <= CRY_OWNERS
+        return need * self.c.threads if owned else need
 
     def matmul(self, float[:, ::1] y, const float[:, ::1] x, const float[:, ::1] w,
                const float[:, ::1] init=None):
@@ -101,7 +102,8 @@ cdef class Products(Pool):
         _same("matmul_swiglu", "rows of act", act.shape[0], "rows of x", R)
         _same("matmul_swiglu", "columns of gu", gu.shape[1], "rows of w", w.shape[0])
         _same("matmul_swiglu", "columns of gu", gu.shape[1], "twice the columns of act", 2 * F)
-        self._reserve(self._product_floats(2 * F, K), 0)
+        if R > CRY_FEW_ROWS:
+            self._reserve(self._product_floats(2 * F, K), 0)
         self._enter()
         with nogil:
             status = cry_matmul_swiglu(&self.c, &gu[0, 0], &act[0, 0], &x[0, 0], &w[0, 0], R, F, K)
@@ -118,7 +120,8 @@ cdef class Products(Pool):
         _same("matmul_dx_swiglu", "rows of act", act.shape[0], "rows of dy", R)
         _same("matmul_dx_swiglu", "columns of act", act.shape[1], "columns of w", F)
         _same("matmul_dx_swiglu", "columns of gu", gu.shape[1], "twice the columns of act", 2 * F)
-        self._reserve(self._product_floats(F, N), 0)
+        if R > CRY_FEW_ROWS:
+            self._reserve(self._product_floats(F, N), 0)
         self._enter()
         with nogil:
             status = cry_matmul_dx_swiglu(&self.c, &gu[0, 0], &act[0, 0], &dy[0, 0], &w[0, 0], R, N,

@@ -93,8 +93,9 @@ typedef struct cry_sampled {
     float scale;
 } cry_sampled;
 /* Logits of one block of tokens, as the head_ functions share them: turned over, in panels of tile_n
- * tokens, whose element of word v and token i is z[v tile_n + i]; in bf16 two to a float, and once
- * head_scale has been there in pairs of words, z[(v / 2 tile_n + i) 2 + v mod 2].  Words come in chunks
+ * tokens, whose element of word v and token i is z[v tile_n + i]; of the bf16 table two to a
+ * float, exponentials in fp16, and once head_scale has been there bf16 in pairs of words,
+ * z[(v / 2 tile_n + i) 2 + v mod 2].  Words come in chunks
  * of a multiple of 48, the last one of what is left.  Memory that is only named here is work space. */
 #define CRY_HEAD_CHUNK 192
 typedef struct cry_logits {

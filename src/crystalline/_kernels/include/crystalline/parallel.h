@@ -83,9 +83,10 @@ typedef struct cry_team {
  * `scratch` a thread (attention; with a cache the need of T = 1).  Of the team its kernels are looked
  * at, and for the head its number of threads. */
 CRY_API int64_t cry_need_matmul(const cry_team *team, int64_t N, int64_t K);
-/* Where a product of many rows needs no more than this, and `shared` has so much for every thread, each
- * thread packs for itself, which is faster. */
+/* Where a product of many rows needs no more floats than this, threads are no more than that, and
+ * `shared` has so much for each of them, every thread packs for itself, which is faster. */
 #define CRY_OWN_PANELS 131072
+#define CRY_OWNERS 64
 CRY_API int64_t cry_need_rmsnorm_bwd(int64_t D);
 CRY_API int64_t cry_need_head(const cry_team *team, const int64_t *groups, int64_t D, int64_t V,
                               int gradient);
@@ -155,18 +156,18 @@ CRY_API cry_status cry_swiglu_bwd(const cry_team *team, float *dgu, const float 
 CRY_API cry_status cry_swiglu_bwd_act(const cry_team *team, float *dgu, float *act, const float *gu,
                                       int64_t R, int64_t F);
 /* cry_matmul and cry_swiglu in one: gu(R,2F) = x(R,K) w(2F,K)^T, act(R,F) = silu(gate) up.  The same
- * bits; needs cry_need_matmul(2F, K): CRY_NO_SCRATCH. */
+ * bits.  Needs, for more than CRY_FEW_ROWS rows, cry_need_matmul(2F, K): CRY_NO_SCRATCH. */
 CRY_API cry_status cry_matmul_swiglu(const cry_team *team, float *gu, float *act, const float *x,
                                      const float *w, int64_t R, int64_t F, int64_t K);
 /* cry_matmul_dx and cry_swiglu_bwd_act in one: of dact = dy(R,N) w(N,F) the gradient of gu(R,2F) takes
- * the place of gu, and act(R,F) = silu(gate) up.  The same bits; needs cry_need_matmul(F, N):
- * CRY_NO_SCRATCH. */
+ * the place of gu, and act(R,F) = silu(gate) up.  The same bits.  Needs, for more than CRY_FEW_ROWS
+ * rows, cry_need_matmul(F, N): CRY_NO_SCRATCH. */
 CRY_API cry_status cry_matmul_dx_swiglu(const cry_team *team, float *gu, float *act, const float *dy,
                                         const float *w, int64_t R, int64_t N, int64_t F);
 /* On bf16 what stands above on float32, for an even number of terms of a sum (K forward, N for dx):
  * operands in bf16, w rounded to it, sums in float32.  The result goes to y, or rounded to `narrow`;
  * the other is NULL, and with `narrow` init is NULL too: CRY_BAD_SHAPE.  They need what those on
- * float32 need. */
+ * float32 need for many rows. */
 CRY_API cry_status cry_to_bf16(const cry_team *team, cry_bf16 *y, const float *x, int64_t n);
 CRY_API cry_status cry_matmul_bf16(const cry_team *team, float *y, cry_bf16 *narrow,
                                    const cry_bf16 *x, const float *w, const float *init, int64_t R,
