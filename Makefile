@@ -6,6 +6,8 @@ SOURCES := pyproject.toml CMakeLists.txt $(shell find src cmake -type f ! -name 
 QUICK_C := tests/test_kernel*.py tests/test_guard_pages.py tests/test_team.py tests/test_model.py tests/test_inference.py \
   tests/test_region*.py tests/test_arrange.py tests/test_pinning.py tests/test_lengths.py \
   tests/test_queue.py tests/test_queue_memory.py tests/test_queue_processes.py tests/test_bf16.py
+# Tests of one file share what is made once, so they stay together.
+PAIRS := -n 2 --dist loadfile
 
 .PHONY: demo install test lint coverage-c sanitize tsan memcheck kill soak soak-queue soak-team fuzz bench compare readme \
   clean
@@ -27,9 +29,9 @@ $(VENV)/tested: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check '.[test]'
 	touch $@
 
-## test: all tests, with the share of Python lines that they run
+## test: all tests, two at a time, with the share of Python lines that they run
 test: $(VENV)/tested
-	$(BIN)/python -m pytest -q --cov=crystalline --cov-report=term:skip-covered --cov-fail-under=90
+	$(BIN)/python -m pytest -q $(PAIRS) --cov=crystalline --cov-report=term:skip-covered --cov-fail-under=90
 
 ## lint: style, types
 lint: $(VENV)/tested
@@ -41,7 +43,7 @@ coverage-c: $(VENV)/tested
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade \
 	  --target build/coverage/site -Cbuild-dir=build/coverage/cmake \
 	  -Ccmake.define.CRYSTALLINE_COVERAGE=ON -Ccmake.build-type=Debug .
-	PYTHONPATH=build/coverage/site $(BIN)/python -m pytest -q -p no:cacheprovider $(QUICK_C)
+	PYTHONPATH=build/coverage/site $(BIN)/python -m pytest -q $(PAIRS) -p no:cacheprovider $(QUICK_C)
 	$(BIN)/gcovr --root . --filter 'src/crystalline/_kernels/.*\.[ch]$$' --fail-under-line 90 \
 	  --merge-mode-functions=separate --gcov-suspicious-hits-threshold 0 build/coverage/cmake
 
