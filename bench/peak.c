@@ -13,6 +13,7 @@
 #include <immintrin.h>
 #include <pthread.h>
 #include <sched.h>
+#include <stdatomic.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -164,7 +165,7 @@ static const way ways[] = {
 
 typedef struct {
     const way *w;
-    pthread_barrier_t *start;
+    atomic_int *absent; /* threads that do not run yet */
     float *c, *a, *b;
     int64_t floats, times; /* of each array; passes or rounds of a sample */
     int cpu;
@@ -201,7 +202,10 @@ static void *work(void *argument)
                 (*arrays[i])[k] = 1.0f;
         }
     }
-    pthread_barrier_wait(me->start);
+    /* Spinning: a thread that sleeps until all are there may be woken only when another one is done. */
+    atomic_fetch_sub(me->absent, 1);
+    while (atomic_load(me->absent) > 0)
+        ;
     me->begun = now();
     if (me->w->rounds)
         me->w->rounds(me->times);
@@ -216,10 +220,9 @@ static void *work(void *argument)
 static double sample(worker *team, int threads, int64_t times)
 {
     pthread_t ids[MOST_THREADS];
-    pthread_barrier_t start;
-    pthread_barrier_init(&start, NULL, (unsigned)threads);
+    atomic_int absent = threads;
     for (int i = 0; i < threads; i++) {
-        team[i].start = &start, team[i].times = times;
+        team[i].absent = &absent, team[i].times = times;
         if (pthread_create(&ids[i], NULL, work, &team[i]))
             exit(3);
     }
@@ -229,7 +232,6 @@ static double sample(worker *team, int threads, int64_t times)
         first = i && first < team[i].begun ? first : team[i].begun;
         last = i && last > team[i].ended ? last : team[i].ended;
     }
-    pthread_barrier_destroy(&start);
     return last - first;
 }
 

@@ -20,7 +20,7 @@ from rich.table import Table
 
 ARITHMETIC = {"avx512": "fma512", "avx2": "fma256", "bf16": "bf16"}
 MOVES = ("read", "copy", "triad")
-SECONDS = 0.15  # for each figure
+SECONDS = 0.4  # for each figure
 # Loops stay loops: a copy made a call of memcpy would be the C library's choice of stores.
 FLAGS = ("-O3", "-march=native", "-fno-tree-loop-distribute-patterns")
 
