@@ -19,8 +19,8 @@ from rich.console import Console
 from terminal import on_terminal
 
 import crystalline
-from crystalline import cli
 from crystalline.__main__ import main
+from crystalline.commands import train, write
 from crystalline.config import TrainConfig
 from crystalline.errors import tame
 from crystalline.inference import Model
@@ -47,14 +47,14 @@ def test_help_tells_every_option_of_training_and_its_default() -> None:
     said = invoke("train", "--help")
     for field in fields(TrainConfig):
         assert re.search(rf"--{field.name.replace('_', '-')}[ /]", said)
-    for option in cli.train.params:
+    for option in train.train.params:
         if not getattr(option, "is_flag", False) and option.name not in ("paths", "config"):
-            assert "default" in option.get_help_record(cli.train.make_context("", ["x"]))[1]
+            assert "default" in option.get_help_record(train.train.make_context("", ["x"]))[1]
 
 
 def test_help_of_generate_tells_the_defaults_of_the_library() -> None:
     parameters = inspect.signature(Model.stream).parameters
-    for name, _, _, default in cli.SAMPLING_OPTIONS:
+    for name, _, _, default in write.SAMPLING_OPTIONS:
         key = name.strip("-").replace("-", "_")
         if key != "threads":
             assert default == str(parameters[key].default), name
@@ -235,7 +235,7 @@ def test_generated_text_cannot_steer_the_terminal(monkeypatch: pytest.MonkeyPatc
             return True
 
     monkeypatch.setattr(sys, "stdout", Terminal())
-    cli._write(Wild(), "zero ", False, {})
+    write.write(Wild(), "zero ", False, {})
     assert "zero \x1b[0mone\\x1b[2J\ttwo\nthree\\x07\n" in sys.stdout.getvalue()  # type: ignore[attr-defined]
 
 

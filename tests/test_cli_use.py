@@ -15,7 +15,8 @@ from command import LIMIT, SMALL, invoke, run, start, weights
 from conftest import prose
 
 import crystalline
-from crystalline import cli, demo
+from crystalline import demo
+from crystalline.commands import write
 from crystalline.inference import Model
 
 
@@ -119,7 +120,7 @@ def test_demo_trains_resumes_and_then_only_writes(
     monkeypatch.setattr(demo, "bundled_text", lambda: prose(3000).encode())
     args = ["demo", "--minutes", 0.02, "--out", tmp_path / "demo"]
     first = invoke(*args)
-    assert first.startswith(cli.DEMO_PROMPT)
+    assert first.startswith(write.DEMO_PROMPT)
     before = weights(tmp_path / "demo")
     assert invoke(*args) == first
     assert weights(tmp_path / "demo") == before
