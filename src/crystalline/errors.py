@@ -27,6 +27,10 @@ class CheckpointError(CrystallineError):
     """A checkpoint is missing, damaged or could not be written."""
 
 
+class StoreError(CrystallineError):
+    """The queue and history of a model cannot be read or written; what was there is as it was."""
+
+
 class NumericsError(CrystallineError):
     """Training or a model in use produced a value that is not finite; no checkpoint is touched."""
 
