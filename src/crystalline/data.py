@@ -7,13 +7,15 @@ before it is used. What is left out is told, with the reason.
 from __future__ import annotations
 
 import codecs
+import contextlib
 import hashlib
+import io
 import os
 import stat
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 from crystalline.errors import DataError
 
@@ -53,6 +55,14 @@ class Source:
             ) from error
 
 
+class File(NamedTuple):
+    """A file from outside: its path, its size in bytes and when it was changed last."""
+
+    path: str
+    size: int
+    mtime_ns: int
+
+
 @dataclass(frozen=True)
 class Skipped:
     """A file or folder that is not used. The reason reads ``kind`` or ``kind: what to do``."""
@@ -89,18 +99,46 @@ def collect(
     and unreadable files, special files, loops of links and files met before are skipped. Raises
     DataError for a path that does not exist and where nothing is left.
     """
-    given = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
-    if not given:
-        raise DataError("no path given; name a file or a folder that holds text or source code")
     walk = _Walk(max_file_bytes)
-    for path in given:
-        name = os.fspath(path)
-        if not os.path.lexists(name):
-            raise DataError(f"{shown(name)}: no such file or folder; check the spelling")
-        walk.visit(name)
+    given = _given(paths)
+    for path, status in walk.files(given):
+        with walk.skipping(path), open(path, "rb") as file:
+            walk.sources.append(Source(path, status.st_size, _recognise(file)))
     if not walk.sources:
-        raise DataError(_nothing(given, walk.skipped))
+        raise DataError(nothing_usable(given, walk.skipped))
     return walk.sources, walk.skipped
+
+
+def find_files(
+    paths: Path | Iterable[Path], max_file_bytes: int = MAX_FILE_BYTES
+) -> tuple[list[File], list[Skipped]]:
+    """As ``collect``, but no file is opened yet: ``read_file`` tells which are text."""
+    walk = _Walk(max_file_bytes)
+    found = [File(path, s.st_size, s.st_mtime_ns) for path, s in walk.files(_given(paths))]
+    return found, walk.skipped
+
+
+def read_file(path: str, max_file_bytes: int = MAX_FILE_BYTES) -> tuple[str, File]:
+    """The whole text of a file, and what the file was while it was read.
+
+    Raises Unusable for what ``collect`` skips, also if it changed meanwhile.
+    """
+    try:
+        with open(path, "rb", buffering=0) as file:
+            before = os.fstat(file.fileno())
+            _check_status(before, max_file_bytes)
+            data = file.readall()
+            after = os.fstat(file.fileno())
+        if (before.st_size, before.st_mtime_ns) != (len(data), after.st_mtime_ns):
+            raise Unusable("changing: give it again when it is whole")
+    except OSError as error:
+        raise Unusable(f"unreadable: {_why(error)}") from error
+    return decode(data), File(path, len(data), before.st_mtime_ns)
+
+
+def decode(data: bytes) -> str:
+    """The characters of a whole text.  Raises Unusable if it is none."""
+    return data.decode(_recognise(io.BytesIO(data)))  # which has decoded it all once
 
 
 def split(
@@ -134,6 +172,19 @@ def split(
     )
 
 
+def nothing_usable(given: Sequence[Path], skipped: Sequence[Skipped]) -> str:
+    """The message where no text was found: counts by kind and the first few."""
+    where = ", ".join(shown(os.fspath(path)) for path in given[:NAMED])
+    where += f" and {len(given) - NAMED} more" if len(given) > NAMED else ""
+    if len(given) == len(skipped) == 1 and skipped[0].path == where:
+        return f"{where}: cannot train on it, {skipped[0].reason}"
+    kinds = Counter(item.reason.split(":")[0] for item in skipped)
+    counts = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
+    first = "; ".join(f"{item.path}: {item.reason}" for item in skipped[:NAMED])
+    found = f"{counts} (first: {first})" if skipped else "no files in it"
+    return f"{where}: no text to train on: {found}; give text or source code in UTF-8"
+
+
 def shown(path: str) -> str:
     """A path that can be printed, whatever bytes its name holds."""
     return os.fsencode(path).decode(errors="replace")
@@ -161,8 +212,15 @@ def _hold_out(sources: Sequence[Source]) -> set[str]:
     return held or {min(sources, key=lambda source: (source.size, rank(source))).path}
 
 
-class _Unusable(Exception):
+class Unusable(Exception):
     """Why a file or folder is not used."""
+
+
+def _given(paths: Path | Iterable[Path]) -> list[Path]:
+    given = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
+    if not given:
+        raise DataError("no path given; name a file or a folder that holds text or source code")
+    return given
 
 
 @dataclass
@@ -174,72 +232,91 @@ class _Walk:
     skipped: list[Skipped] = field(default_factory=list)
     met: dict[tuple[int, int], str] = field(default_factory=dict)
 
-    def visit(self, given: str) -> None:
-        """Take in a file, or a folder and all below it."""
-        # Each path goes with the folders around it, as device and inode: a loop leads back there.
-        todo: list[tuple[str, frozenset[tuple[int, int]]]] = [(given, frozenset())]
-        while todo:
-            path, above = todo.pop()
-            try:
-                if path != given and os.path.basename(path).startswith("."):
-                    raise _Unusable("hidden")
-                status = os.stat(path)
-                identity = (status.st_dev, status.st_ino)
-                if identity in above:
-                    raise _Unusable("loop of links")
-                if identity in self.met:
-                    raise _Unusable(f"same as another: {shown(self.met[identity])}")
-                self.met[identity] = path
-                if stat.S_ISDIR(status.st_mode):
-                    names = sorted(os.listdir(path), key=os.fsencode, reverse=True)
-                    if path != given and not MODEL_MARKS.isdisjoint(names):
-                        raise _Unusable("a model's folder: give its path to train on its files")
-                    within = above | {identity}
-                    todo.extend((os.path.join(path, name), within) for name in names)
-                else:
-                    self.sources.append(self._examine(path, status))
-            except _Unusable as error:
-                self.skipped.append(Skipped(shown(path), str(error)))
-            except OSError as error:
-                # A link to nothing or to itself fails here as well.
-                self.skipped.append(Skipped(shown(path), f"unreadable: {_why(error)}"))
+    def files(self, paths: Sequence[Path]) -> Iterator[tuple[str, os.stat_result]]:
+        """Every file that may be text, as far as can be told from outside."""
+        for given in paths:
+            name = os.fspath(given)
+            if not os.path.lexists(name):
+                raise DataError(f"{shown(name)}: no such file or folder; check the spelling")
+            # Each path goes with the folders around it, as device and inode: a loop leads back.
+            todo: list[tuple[str, frozenset[tuple[int, int]]]] = [(name, frozenset())]
+            while todo:
+                path, above = todo.pop()
+                below: list[str] = []
+                with self.skipping(path):
+                    status, below = self._look(path, path == name, above)
+                    if not stat.S_ISDIR(status.st_mode):
+                        yield path, status
+                within = above | {(status.st_dev, status.st_ino)} if below else above
+                todo.extend((os.path.join(path, entry), within) for entry in below)
 
-    def _examine(self, path: str, status: os.stat_result) -> Source:
-        if not stat.S_ISREG(status.st_mode):
-            raise _Unusable("special file")
-        if status.st_size > self.max_file_bytes:
-            raise _Unusable(
-                f"oversized: {status.st_size / 2**20:.1f} MiB, at most"
-                f" {self.max_file_bytes / 2**20:.1f} MiB; cut it with split -C"
-            )
-        with open(path, "rb") as file:
-            return Source(path, status.st_size, _recognise(file))
+    def _look(
+        self, path: str, given: bool, above: frozenset[tuple[int, int]]
+    ) -> tuple[os.stat_result, list[str]]:
+        """What is there, and the names in it, the last first, if it is a folder."""
+        if not given and os.path.basename(path).startswith("."):
+            raise Unusable("hidden")
+        status = os.stat(path)
+        identity = (status.st_dev, status.st_ino)
+        if identity in above:
+            raise Unusable("loop of links")
+        if identity in self.met:
+            raise Unusable(f"same as another: {shown(self.met[identity])}")
+        self.met[identity] = path
+        if not stat.S_ISDIR(status.st_mode):
+            _check_status(status, self.max_file_bytes)
+            return status, []
+        names = sorted(os.listdir(path), key=os.fsencode, reverse=True)
+        if not given and not MODEL_MARKS.isdisjoint(names):
+            raise Unusable("a model's folder: give its path to train on its files")
+        return status, names
+
+    @contextlib.contextmanager
+    def skipping(self, path: str) -> Iterator[None]:
+        """Notes what turns out not to be usable."""
+        try:
+            yield
+        except Unusable as error:
+            self.skipped.append(Skipped(shown(path), str(error)))
+        except OSError as error:
+            # A link to nothing or to itself fails here as well.
+            self.skipped.append(Skipped(shown(path), f"unreadable: {_why(error)}"))
+
+
+def _check_status(status: os.stat_result, max_file_bytes: int) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        raise Unusable("special file")
+    if status.st_size > max_file_bytes:
+        raise Unusable(
+            f"oversized: {status.st_size / 2**20:.1f} MiB, at most"
+            f" {max_file_bytes / 2**20:.1f} MiB; cut it with split -C"
+        )
 
 
 def _recognise(file: BinaryIO) -> str:
-    """The encoding of a file. Raises _Unusable if it is not text."""
+    """The encoding of a file. Raises Unusable if it is not text."""
     start = file.read(4)
     file.seek(0)
     encoding = "utf-8"
     if start.startswith(codecs.BOM_UTF8):
         encoding = "utf-8-sig"
     elif start in (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE):
-        raise _Unusable("undecodable: UTF-32; convert it with iconv -f UTF-32 -t UTF-8")
+        raise Unusable("undecodable: UTF-32; convert it with iconv -f UTF-32 -t UTF-8")
     elif start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         encoding = "utf-16"
     length = controls = 0
     try:
         for text in _decoded(file, encoding):
             if "\0" in text:
-                raise _Unusable("binary")
+                raise Unusable("binary")
             length += len(text)
             controls += sum(map(text.count, CONTROLS))
     except UnicodeDecodeError as error:
-        raise _Unusable(_foreign(file, encoding)) from error
+        raise Unusable(_foreign(file, encoding)) from error
     if length == 0:
-        raise _Unusable("empty")
+        raise Unusable("empty")
     if controls > MANY_CONTROLS * length:
-        raise _Unusable("binary")
+        raise Unusable("binary")
     return encoding
 
 
@@ -264,19 +341,6 @@ def _foreign(file: BinaryIO, encoding: str) -> str:
     if high > MANY_HIGH * length:
         return "undecodable: not UTF-8; convert it with iconv -f ITS-ENCODING -t utf-8"
     return "undecodable: not UTF-8, perhaps Latin-1; convert it with iconv -f latin1 -t utf-8"
-
-
-def _nothing(given: Sequence[Path], skipped: Sequence[Skipped]) -> str:
-    """The message where no text was found: counts by kind and the first few."""
-    where = ", ".join(shown(os.fspath(path)) for path in given[:NAMED])
-    where += f" and {len(given) - NAMED} more" if len(given) > NAMED else ""
-    if len(given) == len(skipped) == 1 and skipped[0].path == where:
-        return f"{where}: cannot train on it, {skipped[0].reason}"
-    kinds = Counter(item.reason.split(":")[0] for item in skipped)
-    counts = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
-    first = "; ".join(f"{item.path}: {item.reason}" for item in skipped[:NAMED])
-    found = f"{counts} (first: {first})" if skipped else "no files in it"
-    return f"{where}: no text to train on: {found}; give text or source code in UTF-8"
 
 
 def _why(error: OSError | UnicodeError) -> str:

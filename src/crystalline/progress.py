@@ -37,8 +37,14 @@ SMOOTH = 0.95  # of the shown loss comes from the steps before
 NOTABLE = 0.995  # a best validation below this share of the last one is worth a word
 LOOK_SECONDS = 0.25  # between two looks at the board of another training
 FIRST_SECONDS = 1.0  # waited at most for what the first look shows
-PHASES = {"tokenizer": "learning a vocabulary", "tokens": "turning text into tokens"}
-NEXT = {"tokenizer": "learning a vocabulary", "tokens": "measuring how fast this computer is"}
+PHASES = {
+    "tokenizer": "learning a vocabulary", "tokens": "turning text into tokens",
+    "queue": "adding to the queue",
+}  # fmt: skip
+NEXT = {
+    "tokenizer": "learning a vocabulary", "tokens": "measuring how fast this computer is",
+    "queue": "",
+}  # fmt: skip
 
 
 # --- sentences ------------------------------------------------------------------------------------
@@ -63,8 +69,15 @@ def _examples(skipped: Sequence[dict[str, str]]) -> list[dict[str, str]]:
 
 def found(event: Event) -> list[str]:
     """The data event in lines: what was found, and what was left out and why."""
-    lines = [f"found {plural(event['files'], 'text')}, {short(event['bytes'])}B"]
-    skipped = event["skipped"]
+    return [
+        f"found {plural(event['files'], 'text')}, {short(event['bytes'])}B",
+        *left_out(event["skipped"]),
+    ]
+
+
+def left_out(skipped: Sequence[dict[str, str]]) -> list[str]:
+    """Files that are not used, by kind, and the first of each with the reason."""
+    lines = []
     if skipped:
         kinds = Counter(_kind(s) for s in skipped)
         reasons = ", ".join(f"{n:,} {kind}" for kind, n in kinds.most_common())
@@ -122,6 +135,13 @@ def finished(e: Event) -> list[tuple[str, str]]:
     return rows
 
 
+def _share(e: Event) -> str:
+    """A progress event in words."""
+    left = f", {clock(e['eta'])} left" if "eta" in e else ""
+    share = 100 * e["done"] / max(e["total"], 1)
+    return f"{PHASES[e['phase']]}: {share:.0f} % of {short(e['total'])}B{left}"
+
+
 # --- displays -------------------------------------------------------------------------------------
 
 
@@ -172,8 +192,7 @@ class Lines:
         now = time.monotonic()
         if e["done"] < e["total"] and now - self.shown_at > 2.0:
             self.shown_at = now
-            share = 100 * e["done"] / max(e["total"], 1)
-            self._print(f"{PHASES[e['phase']]}: {share:.0f} % of {short(e['total'])}B")
+            self._print(_share(e))
 
     def _step(self, e: Event) -> None:
         loss, share, now = self.loss.add(e["loss"]), e["step"] / e["steps"], time.monotonic()
@@ -211,9 +230,7 @@ class Screen:
             self.console.print(Text("\n".join(rest), style="yellow"), end="\n" if rest else "")
             self._work(PHASES["tokenizer"])
         elif kind == "progress":
-            done, total = e["done"], max(e["total"], 1)
-            phase = f"{PHASES[e['phase']]}: {100 * done / total:.0f} % of {short(total)}B"
-            self._work(phase if done < total else NEXT[e["phase"]])
+            self._work(_share(e) if e["done"] < e["total"] else NEXT[e["phase"]])
         elif kind in ("plan", "done"):
             self._table(planned(e) if kind == "plan" else finished(e), kind == "done")
             if kind == "done":

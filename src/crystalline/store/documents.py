@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
+from crystalline.data import File
 from crystalline.errors import DataError
 
 ROWS = 2000  # documents written in one transaction, or
@@ -18,10 +19,14 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Arrival:
-    """A text and where it came from: a path, a URL or ``-``."""
+    """A text and where it came from: a path, a URL or ``-``.
+
+    ``file`` is remembered, so that a watcher need not read it again while it stays as it is.
+    """
 
     text: str
     source: str
+    file: File | None = None
 
 
 class Added(NamedTuple):
@@ -93,6 +98,7 @@ class Packed(NamedTuple):
     packed: bool
     body: bytes
     source: str
+    file: File | None
 
 
 def pack(arrival: Arrival) -> Packed:
@@ -109,7 +115,8 @@ def pack(arrival: Arrival) -> Packed:
     body = zlib.compress(data, 1)
     smaller = len(body) < len(data)
     digest = hashlib.sha256(data).digest()
-    return Packed(digest, len(data), smaller, body if smaller else data, arrival.source)
+    kept = body if smaller else data
+    return Packed(digest, len(data), smaller, kept, arrival.source, arrival.file)
 
 
 def unpack(wanted: bytes, packed: bool, body: bytes) -> str:

@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from crystalline.data import File
 from crystalline.errors import StoreError, UsageError
 from crystalline.store.database import Database
 from crystalline.store.documents import (
@@ -134,6 +135,18 @@ class Queue(Database):
         """Gives the disk what tokenized and removed texts took."""
         with self.transaction() as db:
             db.execute("PRAGMA incremental_vacuum").fetchall()
+
+    def remember(self, files: Iterable[File]) -> None:
+        """These files are not to be read again while they stay as they are."""
+        with self.transaction() as db:
+            for file in files:
+                _remember(db, file)
+
+    def remembers(self, file: File) -> bool:
+        """Whether the file is as it was when it was read last."""
+        return [(file.mtime_ns, file.size)] == self.rows(
+            "SELECT mtime_ns, bytes FROM seen WHERE path = ?", (os.fsencode(file.path),)
+        )
 
     # --- what only the holder of the model's lock does --------------------------------------------
 
@@ -330,7 +343,17 @@ def _insert(db: sqlite3.Connection, item: Packed, priority: int, weight: int, no
         "DO UPDATE SET last = excluded.last, arrivals = arrivals + 1",
         (id, item.source, now, now),
     )
+    if item.file is not None:
+        _remember(db, item.file)
     return new is not None
+
+
+def _remember(db: sqlite3.Connection, file: File) -> None:
+    db.execute(
+        "INSERT INTO seen VALUES (?, ?, ?) ON CONFLICT (path) "
+        "DO UPDATE SET mtime_ns = excluded.mtime_ns, bytes = excluded.bytes",
+        (os.fsencode(file.path), file.mtime_ns, file.size),
+    )
 
 
 def _marks(values: Sequence[Any]) -> str:

@@ -78,5 +78,13 @@ CREATE TABLE history (
 );
 """
 
-STEPS = (_FIRST,)
+_SECOND = """
+CREATE TABLE seen (  -- files of watched folders as they were when they were read last
+    path BLOB PRIMARY KEY,
+    mtime_ns INTEGER NOT NULL,
+    bytes INTEGER NOT NULL
+) WITHOUT ROWID;
+"""
+
+STEPS = (_FIRST, _SECOND)
 FORMAT = len(STEPS)  # PRAGMA user_version
