@@ -142,7 +142,12 @@ class Decoder:
         self._by_group = np.zeros((GROUPS, int(rows.max())))  # losses, a group's in its own row
         self._places = np.flatnonzero(np.arange(self._by_group.shape[1]) < rows[:, None])
 
-    def _take(self, ids: NDArray[np.int32], targets: NDArray[np.int32]) -> None:
+    def _take(
+        self, ids: NDArray[np.int32], targets: NDArray[np.int32],
+        positions: NDArray[np.int32] | None = None,
+    ) -> None:  # fmt: skip
+        if positions is not None:
+            raise NotImplementedError("positions")
         if ids.shape != (self.B, self.T) or targets.shape != ids.shape:
             raise ValueError(
                 f"batch is {ids.shape} with targets {targets.shape}, "
@@ -165,9 +170,12 @@ class Decoder:
         q = [(s[j] + s[j + 1]) + s[j + 2] for j in range(0, GROUPS, 3)]
         return float(((q[0] + q[1]) + q[2]) + q[3])
 
-    def loss(self, ids: NDArray[np.int32], targets: NDArray[np.int32]) -> float:
+    def loss(
+        self, ids: NDArray[np.int32], targets: NDArray[np.int32],
+        positions: NDArray[np.int32] | None = None,
+    ) -> float:  # fmt: skip
         """The summed cross-entropy in nats of ids, targets (B, T); targets of -1 do not count."""
-        self._take(ids, targets)
+        self._take(ids, targets, positions)
         for step in self.steps:
             step.forward(self.space)
         return self._loss()
@@ -175,6 +183,7 @@ class Decoder:
     def gradient(
         self, ids: NDArray[np.int32], targets: NDArray[np.int32], scale: float, accumulate: bool,
         samples: NDArray[np.int32] | None = None,
+        positions: NDArray[np.int32] | None = None,
     ) -> float:  # fmt: skip
         """As ``loss``; the gradients of scale * loss are set, or added with ``accumulate``.
 
@@ -183,7 +192,7 @@ class Decoder:
         """
         if accumulate and self.lends:
             raise ValueError("gradients that are lent to activations cannot be added to")
-        self._take(ids, targets)
+        self._take(ids, targets, positions)
         self.space.samples = samples
         self.space.scale, self.space.accumulate = scale, accumulate
         for step in self.steps[:-1]:

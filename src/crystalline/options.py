@@ -48,6 +48,7 @@ _WANTED = {
     "tokenizer": ("a path", "'tokenizer.json'"),
     "loss": ("the name of a loss", "'full'"),
     "precision": ("the name of a precision", "'fp32'"),
+    "packing": ("true or false", "true"),
 }
 
 

@@ -33,6 +33,7 @@ class Recipe:
     loss: str = "full"
     samples: int = 0  # classes of the sampled loss; 0 with the full one
     precision: str = "fp32"
+    packing: bool = False  # several windows in a row
 
     @property
     def sequences(self) -> int:
@@ -221,6 +222,14 @@ def memory_forecast(
     work = team.work_floats(starts, T, c.dim, c.heads, c.kv_heads, c.hidden, c.vocab_size,
                             samples)  # fmt: skip
     return 4 * (5 * parameter_count(c) + activations + int(work))
+
+
+def measuring_forecast(c: ModelConfig, B: int, team: Team, precision: str = "fp32") -> int:
+    """Bytes of what measures at the model's full length while it trains at a shorter one."""
+    arrays, T = decoder_arrays(c, B, c.seq_len, False, precision == "bf16", False), c.seq_len
+    work = team.work_floats(group_starts(B) * T, T, c.dim, c.heads, c.kv_heads, c.hidden,
+                            c.vocab_size, 0)  # fmt: skip
+    return 4 * (layout(arrays, c, False).floats + int(work))
 
 
 def check_memory(

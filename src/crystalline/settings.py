@@ -10,7 +10,7 @@ import psutil
 
 from crystalline._queue import SphereMessage
 from crystalline.errors import UsageError
-from crystalline.plan import memory_forecast
+from crystalline.plan import measuring_forecast, memory_forecast
 from crystalline.spheres.messages import ALL_SPHERES, MessageType, Setting
 
 if TYPE_CHECKING:
@@ -50,36 +50,75 @@ def _set_learning_rate(trainer: Trainer, value: float) -> None:
 
 def _set_batch_size(trainer: Trainer, value: float) -> None:
     size = _whole("batch_size", value, 1, MOST_SEQUENCES)
-    c, recipe = trainer.config, trainer.recipe
-    if size == recipe.batch_size:
+    if size == trainer.recipe.batch_size:
         return
-    team, kind = trainer.team, recipe.kind
-    needs = [
-        memory_forecast(c, B, c.seq_len, team, *kind) for B in (recipe.batch_size, size)
-    ]
-    more, free = needs[1] - needs[0], int(psutil.virtual_memory().available)
+    _check_room(trainer, "batch_size", size, size, trainer.batches.seq_len)
+    trainer.recipe = replace(trainer.recipe, batch_size=size)
+    trainer.plan_batches()
+    _keep_the_end(trainer)
+
+
+def _set_seq_len(trainer: Trainer, value: float) -> None:
+    most = trainer.config.seq_len
+    if value > most:
+        raise UsageError(
+            f"seq_len is {value:g}, but this model was made for {most} tokens, and positions "
+            f"behind them have never been trained; choose {most} or fewer"
+        )
+    T = _whole("seq_len", value, 1, most)
+    if T == trainer.batches.seq_len:
+        return
+    _check_room(trainer, "seq_len", T, trainer.recipe.batch_size, T)
+    trainer.batches.change_length(trainer.progress.sequences, T)
+    trainer.plan_batches()
+    _keep_the_end(trainer)
+
+
+def _check_room(trainer: Trainer, name: str, value: int, B: int, T: int) -> None:
+    """UsageError where B sequences of T need more memory than there is."""
+    c, recipe, team = trainer.config, trainer.recipe, trainer.team
+
+    def need(B: int, T: int) -> int:
+        beside = measuring_forecast(c, B, team, recipe.precision) if c.seq_len != T else 0
+        return memory_forecast(c, B, T, team, *recipe.kind) + beside
+
+    more = need(B, T) - need(recipe.batch_size, trainer.batches.seq_len)
+    free = int(psutil.virtual_memory().available)
     if more > free:
         raise UsageError(
-            f"batch_size is {size}, which needs {more / 2**20:,.0f} MiB more, but "
+            f"{name} is {value}, which needs {more / 2**20:,.0f} MiB more, but "
             f"{free / 2**20:,.0f} MiB are free; choose a smaller one"
         )
-    trainer.recipe = replace(recipe, batch_size=size)
-    trainer.plan_batches()
-    epochs = float(trainer.options.get("epochs") or 0)
-    # A training that was given more steps than its epochs have keeps its number of steps.
-    if trainer.batches.sequences_in(epochs) > trainer.progress.sequences:
-        _set_epochs(trainer, epochs)
+
+
+def _keep_the_end(trainer: Trainer) -> None:
+    """Steps of another size: as many as take what is left of the epochs, or of the passes."""
+    p, batches = trainer.progress, trainer.batches
+    if batches.end is None:
+        epochs = float(trainer.options.get("epochs") or 0)
+        # A training that was given more steps than its epochs have keeps its number of steps.
+        if batches.sequences_in(epochs) > p.sequences:
+            _set_epochs(trainer, epochs)
+    elif batches.end > p.sequences:
+        _end_at(trainer, batches.end)
+
+
+def _end_at(trainer: Trainer, sequences: int) -> None:
+    p = trainer.progress
+    steps = -(-(sequences - p.sequences) // trainer.recipe.sequences)
+    p.course = p.course.moved(p.step, p.step + steps)
 
 
 def _set_epochs(trainer: Trainer, value: float) -> None:
     if not 0 < value <= 1e7:
         raise UsageError(f"epochs is {value:g}, but must be above 0 and at most 1e7")
     p = trainer.progress
-    left = trainer.batches.sequences_in(value) - p.sequences
-    if left <= 0:
+    end = trainer.batches.sequences_in(value)
+    if end <= p.sequences:
         done = trainer.batches.epoch_of(p.sequences)
         raise UsageError(f"epochs is {value:g}, but {done:.2f} are done; choose more, or stop")
-    p.course = p.course.moved(p.step, p.step + -(-left // trainer.recipe.sequences))
+    trainer.batches.limit(value)
+    _end_at(trainer, end)
     trainer.options["epochs"] = value
     trainer.pacing.deadline = None  # who says how many passes does not say how many minutes
 
@@ -99,4 +138,5 @@ SETTERS = {
     Setting.BATCH_SIZE: _set_batch_size,
     Setting.EPOCHS: _set_epochs,
     Setting.EVALUATION_INTERVAL: _set_evaluation_interval,
+    Setting.SEQ_LEN: _set_seq_len,
 }

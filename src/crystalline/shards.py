@@ -4,6 +4,7 @@
     data/train-00000.bin     token ids, little-endian uint16 or uint32, one document after the other
     data/train-offsets.bin   int64 (documents + 1,): where each document begins, and the end
     data/val-...             the same for the documents held out
+    data/segments/000001/    documents that came later, in the same form (segments.py)
 
 A document is stored as EOT, its ids, EOT, and may lie across two shards. All is written to
 ``data.new``, the index last; only then the folder gets its name. So there is at any moment either
@@ -18,9 +19,9 @@ import json
 import os
 import shutil
 from array import array
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -37,6 +38,17 @@ GROUP = 4 << 20  # characters of text read before they are encoded together
 
 Progress = Callable[[int, int], None]  # bytes of text done, and bytes in all (about)
 Tokens = npt.NDArray[np.unsignedinteger[Any]]
+
+
+class Text(Protocol):
+    """A document to be encoded: a Piece, or anything like it."""
+
+    @property
+    def size(self) -> int:
+        """About how many bytes it has."""
+
+    def read(self) -> str:
+        """All of it."""
 
 
 class Split:
@@ -56,6 +68,15 @@ class Split:
         self.tokens = int(self._starts[-1])
         self.bytes = bytes
         self.eot = eot
+
+    def and_then(self, others: Sequence[Self]) -> Split:
+        """These documents and behind them those of the others, numbered through."""
+        parts = [self, *others]
+        offsets = [self.offsets[:1]]
+        for part in parts:
+            offsets.append(offsets[-1][-1] + part.offsets[1:])
+        shards = [shard for part in parts for shard in part._shards]
+        return Split(shards, np.concatenate(offsets), sum(p.bytes for p in parts), self.eot)
 
     def counts(self, V: int) -> npt.NDArray[np.int64]:
         """How often each of V tokens stands there."""
@@ -80,16 +101,29 @@ class Split:
 
 @dataclass(frozen=True)
 class TokenStore:
-    """The prepared data of a model's folder. ``fingerprint`` differs if any token does."""
+    """The prepared data of a model's folder. ``fingerprint`` differs if any token does;
+    ``fingerprints`` are those of ``data`` alone, and with each segment more."""
 
+    root: str
     train: Split
     val: Split
     vocab_size: int
-    fingerprint: str
+    fingerprints: tuple[str, ...]
+
+    @property
+    def fingerprint(self) -> str:
+        """Of all there is."""
+        return self.fingerprints[-1]
 
     @classmethod
-    def open(cls, folder: str | os.PathLike[str], verify: bool = True) -> TokenStore:
-        """Map the tokens below a model's folder.
+    def open(
+        cls,
+        folder: str | os.PathLike[str],
+        verify: bool = True,
+        *,
+        segments: Sequence[int] = (),
+    ) -> TokenStore:
+        """Map the tokens below a model's folder, and those of ``segments`` in the order given.
 
         ``verify`` reads every byte once and compares checksums; without it only the sizes are
         compared. Raises CheckpointError for a file that is missing or damaged, naming it.
@@ -101,7 +135,26 @@ class TokenStore:
         splits = [
             _open_split(root, index["splits"][name], index, verify) for name in ("train", "val")
         ]
-        return cls(splits[0], splits[1], index["vocab_size"], fingerprint)
+        store = cls(root, splits[0], splits[1], index["vocab_size"], (fingerprint,))
+        return store.extended(segments, verify)
+
+    def extended(self, segments: Sequence[int], verify: bool = True) -> TokenStore:
+        """With more segments behind; what is open already is not read again."""
+        added, prints = [], list(self.fingerprints)
+        for number in segments:
+            root = segment_folder(self.root, number)
+            index, fingerprint = _read_index(root)
+            if (index["vocab_size"], index["eot"]) != (self.vocab_size, self.train.eot):
+                raise _damaged(os.path.join(root, "index.json"), "made with another tokenizer")
+            added.append(_open_split(root, index["splits"]["train"], index, verify))
+            prints.append(hashlib.sha256((prints[-1] + fingerprint).encode()).hexdigest())
+        train = self.train.and_then(added) if added else self.train
+        return replace(self, train=train, fingerprints=tuple(prints))
+
+
+def segment_folder(root: str, number: int) -> str:
+    """Where segment ``number`` lies below the folder ``data``."""
+    return os.path.join(root, "segments", f"{number:06d}")
 
 
 def write_shards(
@@ -122,27 +175,44 @@ def write_shards(
     total = sum(piece.size for piece in (*train, *val))
     try:
         files.make_folder(os.path.dirname(root))
-        if not os.path.isdir(root) and _complete(new):
-            os.rename(new, root)
-        _clear(new)
-        os.mkdir(new)
-        try:
-            _write_all(new, tokenizer, {"train": train, "val": val}, total, on_progress)
-        except BaseException:
-            shutil.rmtree(new, ignore_errors=True)
-            raise
+        finish(root)
+        write_beside(new, tokenizer, {"train": train, "val": val}, total, on_progress)
         _replace(root, new)
     except OSError as error:
-        raise CheckpointError(_advice(root, error, total)) from error
+        raise CheckpointError(advice(root, error, total)) from error
+
+
+def finish(root: str) -> None:
+    """Does what a crash between the two renames of ``write_shards`` left undone."""
+    if not os.path.isdir(root) and _complete(root + ".new"):
+        os.rename(root + ".new", root)
+
+
+def write_beside(
+    new: str,
+    tokenizer: Tokenizer,
+    splits: Mapping[str, Sequence[Text]],
+    total: int,
+    on_progress: Progress | None = None,
+) -> dict[str, array[int]]:
+    """Encode documents into the folder ``new``, in the place of what was there; the stored tokens
+    of each, by split. ``total`` is their bytes, about. After an error nothing is left of it."""
+    _clear(new)
+    os.mkdir(new)
+    try:
+        return _write_all(new, tokenizer, splits, total, on_progress)
+    except BaseException:
+        shutil.rmtree(new, ignore_errors=True)
+        raise
 
 
 def _write_all(
     new: str,
     tokenizer: Tokenizer,
-    splits: dict[str, Sequence[Piece]],
+    splits: Mapping[str, Sequence[Text]],
     total: int,
     on_progress: Progress | None,
-) -> None:
+) -> dict[str, array[int]]:
     dtype = np.dtype("<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4")
     done = 0
     index: dict[str, Any] = {
@@ -159,11 +229,14 @@ def _write_all(
         if on_progress:
             on_progress(done, total)
 
-    for name, pieces in splits.items():
-        stream = _Stream(tokenizer, pieces, dtype, report)
+    lengths = {}
+    for name, texts in splits.items():
+        stream = _Stream(tokenizer, texts, dtype, report)
         index["splits"][name] = _write_split(new, name, stream, dtype.itemsize)
+        lengths[name] = stream.lengths
     files.write_durably(os.path.join(new, "index.json"), [_sealed(index)])
     files.sync_folder(new)
+    return lengths
 
 
 def _write_split(new: str, name: str, stream: _Stream, itemsize: int) -> dict[str, Any]:
@@ -187,7 +260,7 @@ class _Stream:
     """The stored form of documents, made as it is taken."""
 
     tokenizer: Tokenizer
-    pieces: Sequence[Piece]
+    pieces: Sequence[Text]
     dtype: np.dtype[Any]
     report: Callable[[int], None]
     lengths: array[int] = field(default_factory=lambda: array("q"))  # stored tokens by document
@@ -251,7 +324,7 @@ def _clear(folder: str) -> None:
         shutil.rmtree(folder)
 
 
-def _advice(root: str, error: OSError, total: int) -> str:
+def advice(root: str, error: OSError, total: int) -> str:
     where = shown(root)
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         need = -(-2 * total // 2**20)  # two bytes a token, at most a token a byte, in most cases

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -58,14 +58,17 @@ class Training:
 
     def __init__(
         self, out: Path, config: ModelConfig, recipe: Recipe, tokenizer: Tokenizer,
-        crew: Crew, progress: Progress, on_event: OnEvent,
+        crew: Crew, progress: Progress, on_event: OnEvent, stream: Mapping[str, Any] | None = None,
     ) -> None:  # fmt: skip
         self.out, self.config, self.recipe, self.tokenizer = out, config, recipe, tokenizer
         self.crew, self.team = crew, crew.team
         self.progress, self.on_event = progress, on_event
         self.store = TokenStore.open(out)
         B, T = recipe.batch_size, config.seq_len
-        check_memory(config, B, T, self.team, *recipe.kind)
+        self.batches = Batches(
+            self.store.train, B, T, recipe.seed, packing=recipe.packing, state=stream
+        )
+        check_memory(config, B, self.batches.seq_len, self.team, *recipe.kind)
         self.weights, self.gradients = Parameters(config), Parameters(config)
         crew.interleave(self.weights.flat)
         settings = AdamWConfig(weight_decay=recipe.weight_decay)
@@ -89,14 +92,21 @@ class Training:
         self.stats = SphereStats(self.team, crew.hierarchy)
 
     def plan_batches(self) -> None:
-        """What depends on the batch size: the order of the text, and the memory of a batch."""
-        B, T = self.recipe.batch_size, self.config.seq_len
+        """What depends on the sizes of a batch: its memory."""
+        B, T = self.recipe.batch_size, self.batches.seq_len
         expected = None if self.candidates is None else self.candidates.log_expected
         self.decoder = Decoder(
             self.weights, self.team, B, T, self.gradients, self.recipe.precision, expected,
             self.recipe.lends_gradients,
         )  # fmt: skip
-        self.batches = Batches(self.store.train, B, T, self.recipe.seed)
+        self.batches.batch_size = B
+        # What is measured stays comparable: always at the model's length, in the same batches.
+        self.measuring = self.decoder
+        most = self.config.seq_len
+        if most != T:
+            self.measuring = Decoder(
+                self.weights, self.team, B, most, precision=self.recipe.precision
+            )
 
     @classmethod
     def create(
@@ -124,13 +134,15 @@ class Training:
             raise CheckpointError(
                 f"{out}/training_state.json: {error} does not fit this version; train again"
             ) from error
-        trainer = cls(out, config, recipe, tokenizer, crew, progress, on_event)
+        trainer = cls(
+            out, config, recipe, tokenizer, crew, progress, on_event, state.get("batches")
+        )
         trainer.weights.load(tensors)
         trainer.optimizer.m.load({n: optimizer["m." + n] for n in trainer.weights.named})
         trainer.optimizer.v.load({n: optimizer["v." + n] for n in trainer.weights.named})
         trainer.optimizer.t = updates
         trainer.options, trainer.commands = state.get("options", {}), commands
-        if state.get("data") != trainer.store.fingerprint:
+        if state.get("data") not in trainer.store.fingerprints:
             raise CheckpointError(
                 f"{out}/data: is not the text this model was trained on; restore it from a copy"
             )
@@ -141,23 +153,32 @@ class Training:
     def gradient(self, first: int, counted: bool = True) -> tuple[float, int]:
         """Sets the gradients of the mean loss of a step whose sequences begin at ``first`` of the
         stream; returns that loss and its number of tokens."""
-        n, B, total = self.recipe.accumulate, self.recipe.batch_size, 0.0
-        batches = [self.batches.batch(first + i * B) for i in range(n)]
+        B, total = self.recipe.batch_size, 0.0
+        places = range(first, first + self.taken(first), B)
+        batches = [self.batches.batch(place) for place in places]
         # Counted first: each micro-batch is weighted by its share of the whole step's tokens.
-        count = sum(int((targets >= 0).sum()) for _, targets in batches)
-        samples: list[NDArray[np.int32] | None] = [None] * n
+        count = sum(int((batch.targets >= 0).sum()) for batch in batches)
+        samples: list[NDArray[np.int32] | None] = [None] * len(batches)
         if self.candidates is not None:
-            drawn = [self.candidates.draw(first + i * B) for i in range(n)]
-            self.optimizer.begin(self.gradients, touched_rows(self.config, batches, drawn))
+            drawn = [self.candidates.draw(place) for place in places]
+            pairs = [batch[:2] for batch in batches]
+            self.optimizer.begin(self.gradients, touched_rows(self.config, pairs, drawn))
             samples = [*drawn]
-        for i, (ids, targets) in enumerate(batches):
-            total += self.decoder.gradient(ids, targets, 1.0 / count, i > 0, samples[i])
+        for i, (ids, targets, positions) in enumerate(batches):
+            total += self.decoder.gradient(
+                ids, targets, 1.0 / count, i > 0, samples[i], positions
+            )
             if counted:
                 space = self.decoder.space
                 self.stats.add_batch(
                     space.groups, space.ids, space.targets, self.decoder.group_losses, space.T
                 )
         return total / count, count
+
+    def taken(self, first: int) -> int:
+        """How many sequences a step that begins at ``first`` takes: fewer at the stream's end."""
+        end = self.batches.end
+        return self.recipe.sequences if end is None else min(self.recipe.sequences, end - first)
 
     def step(self) -> Event:
         """One update."""
@@ -171,7 +192,7 @@ class Training:
         seconds = time.monotonic() - begun
         self.stats.end_step(self.optimizer.squares)
         p.step, p.tokens, p.seconds = p.step + 1, p.tokens + count, p.seconds + seconds
-        p.sequences += r.sequences
+        p.sequences += self.taken(p.sequences)
         return {
             "event": "step", "step": p.step, "loss": loss, "lr": lr, "grad_norm": norm,
             "tokens": count, "seconds": seconds,
@@ -195,11 +216,11 @@ class Training:
         B, T = self.recipe.batch_size, self.config.seq_len
         every = 1 if most is None else max(1, split.tokens // most)
         nats, count, size = 0.0, 0, 0
-        for i, (ids, targets) in enumerate(validation_batches(split, B, T)):
+        for i, batch in enumerate(validation_batches(split, B, T, self.recipe.packing)):
             if i % every:
                 continue
-            nats += self.decoder.loss(ids, targets)
-            counted = targets[targets >= 0]
+            nats += self.measuring.loss(*batch)
+            counted = batch.targets[batch.targets >= 0]
             count += counted.size
             size += int(self.token_bytes[counted].sum())
         return {
@@ -239,6 +260,7 @@ class Training:
             "format": 1, "course": progress.pop("course"), "progress": progress,
             "recipe": asdict(self.recipe), "updates": self.optimizer.t,
             "data": self.store.fingerprint, "options": self.options, "commands": self.commands,
+            "batches": self.batches.state(),
         }  # fmt: skip
         self.metrics.flush()
         save_model(

@@ -111,8 +111,8 @@ class NodeZero:
         return int(self._ask(MessageType.CHECKPOINT))
 
     def set(self, **settings: float) -> int:
-        """Changes learning_rate (its peak), batch_size (sequences), epochs (of the whole training)
-        or evaluation_interval (steps; 0: evenly spread)."""
+        """Changes learning_rate (its peak), batch_size (sequences), epochs (of the whole training),
+        evaluation_interval (steps; 0: evenly spread) or seq_len (tokens, up to the model's)."""
         step, asked = 0, list[tuple[float, float]]()
         for name, value in settings.items():
             if name.upper() not in Setting.__members__:
