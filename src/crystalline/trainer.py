@@ -18,8 +18,10 @@ from numpy.typing import NDArray
 
 from crystalline._native import pin_thread
 from crystalline._queue import SphereMessage
-from crystalline.errors import Interrupted, UsageError
+from crystalline.errors import Interrupted, StoreError, UsageError
 from crystalline.pacing import REPLANS, VALIDATIONS, passes
+from crystalline.pipeline.feed import Feed
+from crystalline.pipeline.record import Record
 from crystalline.settings import perform
 from crystalline.signals import noted_signals
 from crystalline.spheres.driver import Command
@@ -44,6 +46,8 @@ class Trainer(Training):
     _show: Show | None = None
     _mask: frozenset[int] = frozenset()  # the CPUs of the control thread before it was pinned
     _busy: NDArray[np.int64] | None = None  # of the threads, when they were last looked at
+    feed: Feed | None = None  # where the text comes from a queue
+    _record: Record | None = None
 
     def start(self, replay: Sequence[Command] = ()) -> NodeZero:
         """Trains in the background; returns the handle.  ``replay`` are commands as another
@@ -107,13 +111,20 @@ class Trainer(Training):
         self.pacing.begun = time.monotonic()
         self.pacing.paused(False)
         self.stats.begin()
+        self._record = Record(self)
+        if self.feed is not None:
+            self.feed.begin(self._record.store)
         if self.progress.step == 0:
             self.save()
         self._show = Show(self)
 
     def advance(self, tell: Tell) -> bool:
         """One step, and what is due after it."""
-        p = self.progress
+        p, feed = self.progress, self.feed
+        if feed is not None and not feed.ready():
+            if feed.lasting:
+                feed.wait()
+            return feed.lasting
         if p.step >= p.course.steps:
             return False
         before = p.course.at(p.step)
@@ -132,7 +143,7 @@ class Trainer(Training):
             tell(SphereMessage(MessageType.BOUNDARY, step=p.step, values=(more,)))
         if self._show is not None and (version := self._show.step_done(event)):
             tell(SphereMessage(MessageType.WEIGHTS, step=p.step, values=(version,)))
-        return p.step < p.course.steps
+        return p.step < p.course.steps or feed is not None
 
     def finish(self) -> None:
         """The end: a checkpoint.  That of the last step is there already, unless the caller's code
@@ -157,6 +168,16 @@ class Trainer(Training):
             show.close()
         with contextlib.suppress(OSError):  # the error that ended the run is the one to tell
             self.metrics.flush()
+        record, self._record = self._record, None
+        if record is not None:
+            with contextlib.suppress(StoreError):
+                record.close(self._outcome())
+
+    def _outcome(self) -> str:
+        """How the run ended, for the history."""
+        if self.node is not None and self.node.error is not None:
+            return f"{type(self.node.error).__name__}: {self.node.error}"
+        return "stopped" if self.progress.step < self.progress.course.steps else "done"
 
     def perform(self, message: SphereMessage) -> Any:
         """A command at a step boundary; UsageError refuses it."""
@@ -178,6 +199,8 @@ class Trainer(Training):
         if self._mask:
             os.sched_setaffinity(0, self._mask)
         super().tell(event)
+        if self._record is not None:
+            self._record.hear(event)
         if self._mask and self.team.cpus:
             pin_thread(self.team.cpus[0])
 

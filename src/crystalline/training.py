@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
@@ -51,6 +51,7 @@ class Progress:
     best_step: int = 0
     validation: dict[str, Any] | None = None
     evaluation_interval: int = 0  # steps between validations; 0 spreads them evenly
+    passes: list[list[int]] = field(default_factory=list)  # first and last step of each so far
 
 
 class Training:
@@ -59,11 +60,13 @@ class Training:
     def __init__(
         self, out: Path, config: ModelConfig, recipe: Recipe, tokenizer: Tokenizer,
         crew: Crew, progress: Progress, on_event: OnEvent, stream: Mapping[str, Any] | None = None,
+        segments: Sequence[int] = (),
     ) -> None:  # fmt: skip
         self.out, self.config, self.recipe, self.tokenizer = out, config, recipe, tokenizer
         self.crew, self.team = crew, crew.team
         self.progress, self.on_event = progress, on_event
-        self.store = TokenStore.open(out)
+        created = TokenStore.open(out)
+        self.store = created.extended(segments)
         B, T = recipe.batch_size, config.seq_len
         self.batches = Batches(
             self.store.train, B, T, recipe.seed, packing=recipe.packing, state=stream
@@ -74,7 +77,7 @@ class Training:
         settings = AdamWConfig(weight_decay=recipe.weight_decay)
         self.candidates: Candidates | None = None
         if recipe.loss == "sampled":
-            counts = self.store.train.counts(config.vocab_size)
+            counts = created.train.counts(config.vocab_size)  # the same, whatever comes later
             self.candidates = Candidates(counts, recipe.samples, recipe.seed, self.team)
         sparse = vocabulary_weights(config) if self.candidates else ()
         self.optimizer = AdamW(self.weights, self.team, settings, sparse)
@@ -111,16 +114,18 @@ class Training:
     @classmethod
     def create(
         cls, out: Path, config: ModelConfig, recipe: Recipe, tokenizer: Tokenizer, crew: Crew,
-        course: Course, on_event: OnEvent,
+        course: Course, on_event: OnEvent, stream: Mapping[str, Any] | None = None,
     ) -> Self:  # fmt: skip
         """A new training at step 0, in a folder that holds the data already."""
-        trainer = cls(out, config, recipe, tokenizer, crew, Progress(course), on_event)
+        trainer = cls(out, config, recipe, tokenizer, crew, Progress(course), on_event, stream)
         initialise(trainer.weights, recipe.seed)
         return trainer
 
     @classmethod
-    def resume(cls, out: Path, crew: Crew, on_event: OnEvent) -> Self:
-        """The training as its last checkpoint left it."""
+    def resume(
+        cls, out: Path, crew: Crew, on_event: OnEvent, segments: Sequence[int] = ()
+    ) -> Self:
+        """The training as its last checkpoint left it, with what came to its text since."""
         config, tokenizer, tensors = load_model(out)
         optimizer, state = load_training(out)
         try:
@@ -135,7 +140,7 @@ class Training:
                 f"{out}/training_state.json: {error} does not fit this version; train again"
             ) from error
         trainer = cls(
-            out, config, recipe, tokenizer, crew, progress, on_event, state.get("batches")
+            out, config, recipe, tokenizer, crew, progress, on_event, state.get("batches"), segments
         )
         trainer.weights.load(tensors)
         trainer.optimizer.m.load({n: optimizer["m." + n] for n in trainer.weights.named})
@@ -192,11 +197,21 @@ class Training:
         seconds = time.monotonic() - begun
         self.stats.end_step(self.optimizer.squares)
         p.step, p.tokens, p.seconds = p.step + 1, p.tokens + count, p.seconds + seconds
-        p.sequences += self.taken(p.sequences)
+        taken = self.taken(p.sequences)
+        self._note_passes(p.sequences, p.sequences + taken)
+        p.sequences += taken
         return {
             "event": "step", "step": p.step, "loss": loss, "lr": lr, "grad_norm": norm,
             "tokens": count, "seconds": seconds,
         }  # fmt: skip
+
+    def _note_passes(self, first: int, end: int) -> None:
+        """The step just made took these sequences."""
+        p, last = self.progress, self.batches.pass_of(end - 1)
+        for number in range(self.batches.pass_of(first), last + 1):
+            # A checkpoint of an older version does not know the steps of passes before it.
+            p.passes += [[p.step, p.step] for _ in range(number + 1 - len(p.passes))]
+            p.passes[number][1] = p.step
 
     def _not_finite(self, what: str) -> NumericsError:
         return NumericsError(

@@ -272,6 +272,15 @@ class Queue(Database):
         }
         return {state: found.get(state, (0, 0)) for state in STATES}
 
+    def has_pending(self) -> bool:
+        """Whether a document waits, or one that failed is due again."""
+        return bool(
+            self.rows(
+                "SELECT 1 FROM documents WHERE state = 'pending' "
+                "OR (state IN ('failed', 'leased') AND until <= ?) LIMIT 1", (time.time(),)
+            )
+        )  # fmt: skip
+
     def documents(
         self, state: str | None = None, *, limit: int = 20, after: int = 0
     ) -> list[Document]:

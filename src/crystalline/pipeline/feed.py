@@ -1,0 +1,128 @@
+"""A queue that is trained: documents join the model's text, and passes over them its stream.
+
+A document that lacks epochs is in every pass that begins from now on, until it has as many as are
+asked for.  A step is made when the stream has a whole one left; what remains waits for more text,
+or is trained in a step that is padded (``flush``).
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from crystalline.pipeline.ingest import ingest
+from crystalline.schedule import Course
+from crystalline.store import Store
+
+if TYPE_CHECKING:
+    from crystalline.trainer import Trainer
+
+LOOK_SECONDS = 2.0  # between two looks into the queue while there is enough to train
+WAIT_SECONDS = 0.2  # of a turn that has nothing to train: so soon a command is obeyed
+
+
+class Feed:
+    """Feeds one trainer from its model's queue.  ``epochs`` is how often each document is trained;
+    ``lasting`` waits for more text rather than end."""
+
+    def __init__(self, trainer: Trainer, epochs: int, *, flush: bool, lasting: bool) -> None:
+        self.trainer, self.epochs = trainer, epochs
+        self.flush, self.lasting = flush, lasting
+        self.arrived = threading.Event()  # set by who has added text
+        self.store: Store | None = None
+        self._looked = -1e9
+        self._waiting = False
+
+    def begin(self, store: Store) -> None:
+        """On the thread that trains: what is in the queue now is taken in."""
+        self.store = store
+        store.set(target_epochs=self.epochs)
+        trainer = self.trainer
+        trainer.batches.limit(None)
+        self._take_in()
+        self._plan()
+
+    def ready(self) -> bool:
+        """Whether there is a step to make; looks into the queue now and then."""
+        now = time.monotonic()
+        due = now - self._looked > LOOK_SECONDS or self.arrived.is_set()
+        if (due or not self._enough()) and self._take_in():
+            self._plan()
+        self._tell_waiting(not self._enough())
+        return self._enough()
+
+    def wait(self) -> None:
+        """Until text arrives, or it is time to look whether there is a command."""
+        self.arrived.wait(WAIT_SECONDS)
+
+    def _left(self) -> int:
+        """Sequences of the stream that are not trained yet."""
+        end = self.trainer.batches.end
+        assert end is not None
+        return end - self.trainer.progress.sequences
+
+    def _enough(self) -> bool:
+        left = self._left()
+        return left >= self.trainer.recipe.sequences or (self.flush and left > 0)
+
+    def _take_in(self) -> int:
+        """Everything that waits in the queue joins the tokens; how many documents did."""
+        trainer, store = self.trainer, self.store
+        assert store is not None
+        self._looked = time.monotonic()
+        self.arrived.clear()
+        total = 0
+        while store.has_pending():
+            tokens, came = ingest(trainer.out, store, trainer.tokenizer, trainer.store)
+            if not came:
+                break
+            before, trainer.store = trainer.store.train.tokens, tokens
+            trainer.batches.grow(tokens.train)
+            total += came
+            trainer.tell({"event": "queue", "step": trainer.progress.step, "documents": came,
+                          "tokens": tokens.train.tokens - before, "waiting": False})  # fmt: skip
+        return total
+
+    def _plan(self) -> None:
+        """Passes that have not begun are listed anew, with all documents that lack epochs."""
+        trainer, store = self.trainer, self.store
+        assert store is not None
+        p, batches = trainer.progress, trainer.batches
+        batches.close(p.sequences)
+        documents = batches.split.documents
+        epochs = np.zeros(documents, np.int64)
+        for number in range(batches.passes or 0):
+            epochs[np.unique(batches.documents(number))] += 1
+        weights = np.zeros(documents, np.int64)
+        for place, weight, _ in store.lacking():
+            weights[place] = weight
+        lacking = np.where(weights > 0, self.epochs - epochs, 0)
+        while lacking.max(initial=0) > 0:
+            now = np.flatnonzero(lacking > 0)
+            times = int(lacking[now].min())
+            batches.append_pass(np.repeat(now, weights[now]), times)
+            lacking -= times
+        self._aim()
+
+    def _aim(self) -> None:
+        """The course leads to the end of the stream; a new one, once the last was run to its end."""
+        trainer, p = self.trainer, self.trainer.progress
+        per = trainer.recipe.sequences
+        steps = -(-self._left() // per) if self.flush else self._left() // per
+        if steps == 0:
+            return
+        end = p.step + steps
+        if p.step >= p.course.steps:
+            p.course = Course(end, p.step)
+        elif p.course.steps != end:
+            p.course = p.course.moved(p.step, end)
+
+    def _tell_waiting(self, now: bool) -> None:
+        if now and not self._waiting:
+            trainer = self.trainer
+            self.trainer.tell({"event": "queue", "step": trainer.progress.step, "documents": 0,
+                               "tokens": 0, "waiting": True})  # fmt: skip
+        self._waiting = now
