@@ -12,6 +12,8 @@ import click
 from crystalline import __version__
 from crystalline.commands.bench import bench
 from crystalline.commands.look import info, spheres
+from crystalline.commands.models import models
+from crystalline.commands.queue import queue
 from crystalline.commands.train import train
 from crystalline.commands.write import demo, generate
 
@@ -30,6 +32,7 @@ def cli(context: click.Context) -> None:
 
 COMMANDS: tuple[click.Command, ...] = (
     train, generate, info, spheres, demo, bench,
+    models, queue,
 )  # fmt: skip
 for command in COMMANDS:
     cli.add_command(command)

@@ -39,11 +39,11 @@ LOOK_SECONDS = 0.25  # between two looks at the board of another training
 FIRST_SECONDS = 1.0  # waited at most for what the first look shows
 PHASES = {
     "tokenizer": "learning a vocabulary", "tokens": "turning text into tokens",
-    "queue": "adding to the queue",
+    "queue": "adding to the queue", "copy": "copying", "verify": "checking",
 }  # fmt: skip
 NEXT = {
     "tokenizer": "learning a vocabulary", "tokens": "measuring how fast this computer is",
-    "queue": "",
+    "queue": "", "copy": "", "verify": "",
 }  # fmt: skip
 
 

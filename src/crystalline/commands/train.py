@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from crystalline.commands.common import CPUS, SAMPLES, helps, one_of, options_of
+from crystalline.commands.common import CPUS, SAMPLES, helps, one_of, options_of, said_options
 from crystalline.config import LOSSES, PRECISIONS, PRESETS, STRATEGIES
 
 # Name, type, what it does, and what holds when it is not given (which the library decides).
@@ -139,9 +139,6 @@ def train(
     from crystalline import api
     from crystalline.progress import display
 
-    if not options["val"]:  # an empty list would hide the file's
-        options["val"] = None
-    if (options["hierarchy_depth"] or "auto") != "auto":
-        options["hierarchy_depth"] = int(options["hierarchy_depth"])
+    options = said_options(options)
     with display(quiet, as_json) as show:
         api.train(paths or None, out, resume=resume, config=config, on_event=show, **options)

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from crystalline.data import (
     MAX_FILE_BYTES,
@@ -22,13 +20,9 @@ from crystalline.data import (
 )
 from crystalline.errors import DataError
 from crystalline.store import Added, Arrival, Store
+from crystalline.store.meter import Meter, OnEvent
 
 STDIN = "-"
-QUIET_SECONDS = 2.0  # what is done sooner needs no progress
-TOLD_EVERY = 0.25  # seconds between two progress events
-
-OnEvent = Callable[[dict[str, Any]], None]
-
 
 @dataclass(frozen=True)
 class Gathered:
@@ -57,7 +51,8 @@ def queue_paths(
     found, skipped = find_files(named) if named else ([], [])
     if source is not None and len(found) + (STDIN in paths) != 1:
         raise DataError(f"{source}: is the source of one text, but several are given; give one")
-    arrivals = _arrivals(found, STDIN in paths, skipped, source, _Meter(found, on_event))
+    meter = Meter("queue", sum(file.size for file in found), on_event)
+    arrivals = _arrivals(found, STDIN in paths, skipped, source, meter)
     added = store.add(arrivals, priority=priority, weight=weight)
     if added.new + added.known == 0:
         raise DataError(nothing_usable(paths, skipped))
@@ -69,18 +64,17 @@ def _arrivals(
     standard_input: bool,
     skipped: list[Skipped],
     source: str | None,
-    meter: _Meter,
+    meter: Meter,
 ) -> Iterator[Arrival]:
     if standard_input:
         yield Arrival(_standard_input(), source or STDIN)
     for file in found:
-        meter.add(file.size)
         try:
             text, _ = read_file(file.path)
+            yield Arrival(text, source or shown(os.path.abspath(file.path)))
         except Unusable as error:
             skipped.append(Skipped(shown(file.path), str(error)))
-            continue
-        yield Arrival(text, source or shown(os.path.abspath(file.path)))
+        meter.add(file.size)
 
 
 def _standard_input() -> str:
@@ -91,22 +85,3 @@ def _standard_input() -> str:
         return decode(data)
     except Unusable as error:
         raise DataError(f"-: cannot train on it, {error}") from None
-
-
-class _Meter:
-    """Tells how far the reading is, once it takes long."""
-
-    def __init__(self, found: Sequence[File], on_event: OnEvent | None) -> None:
-        self.total, self.done = sum(file.size for file in found), 0
-        self.on_event = on_event
-        self.begun = self.told = time.monotonic()
-
-    def add(self, size: int) -> None:
-        """The text before was read; the next has ``size`` bytes."""
-        now = time.monotonic()
-        if self.on_event and now - self.begun > QUIET_SECONDS and now - self.told > TOLD_EVERY:
-            self.told = now
-            eta = (now - self.begun) * (self.total - self.done) / max(self.done, 1)
-            self.on_event({"event": "progress", "phase": "queue", "done": self.done,
-                           "total": self.total, "eta": eta})  # fmt: skip
-        self.done += size

@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from crystalline.data import File
+from crystalline.data import File, shown
 from crystalline.errors import StoreError, UsageError
 from crystalline.store.database import Database
 from crystalline.store.documents import (
@@ -308,19 +308,29 @@ class Queue(Database):
         return [row[0] for row in self.rows("SELECT number FROM segments ORDER BY number")]
 
     def find(self, name: str) -> Document:
-        """The document with this id, or whose hash begins so.  UsageError if none or several."""
-        named = name.strip().lower()
-        rows: list[tuple[Any, ...]] = []
+        """The document with this id, whose hash begins so, or that came from this path or URL.
+
+        Raises UsageError if there is none, or several.
+        """
+        given = name.strip()
+        named, where = given.lower(), ""
+        values: list[Any] = []
         if named.isdecimal() and len(named) < 19:
-            rows = self.rows(f"SELECT {COLUMNS} FROM documents WHERE id = ?", (int(named),))
-        if not rows and len(named) >= 4 and set(named) <= set("0123456789abcdef"):
-            low, high = (bytes.fromhex(named.ljust(64, fill)[:64]) for fill in "0f")
-            rows = self.rows(
-                f"SELECT {COLUMNS} FROM documents WHERE hash BETWEEN ? AND ? LIMIT 2", (low, high)
-            )
+            where, values = "id = ?", [int(named)]
+        elif 6 <= len(named) <= 64 and set(named) <= set("0123456789abcdef"):
+            where = "hash BETWEEN ? AND ?"
+            values = [bytes.fromhex(named.ljust(64, fill)) for fill in "0f"]
+        found = f"SELECT {COLUMNS} FROM documents WHERE "
+        rows = self.rows(found + where, values) if where else []
+        if not rows:
+            came = "id IN (SELECT document FROM sources WHERE source IN (?, ?)) ORDER BY id"
+            rows = self.rows(found + came, (given, os.path.abspath(given)))
         if len(rows) != 1:
-            several = "several documents begin so" if rows else "no such document in the queue"
-            raise UsageError(f"{name}: {several}; give an id, or the first 12 digits of a hash")
+            ids = ", ".join(str(row[0]) for row in rows[:10])
+            what = f"several documents: {ids}" if rows else "no such document in the queue"
+            raise UsageError(
+                f"{shown(name)}: {what}; give an id, the first 12 digits of a hash, or a path"
+            )
         return document_of(rows[0])
 
     def _each(self, change: str, ids: Sequence[int] | None, *values: Any) -> int:
