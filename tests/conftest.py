@@ -17,7 +17,7 @@ from crystalline.spheres.region import PREFIX, SEGMENTS
 # Nothing about these sizes is a multiple of a vector or a tile.
 TINY = {
     "vocab_size": 300, "dim": 40, "layers": 2, "heads": 4, "kv_heads": 2, "hidden": 52,
-    "seq_len": 24, "batch_size": 13,
+    "seq_len": 24, "batch_size": 13, "packing": False,
 }  # fmt: skip
 
 WORDS = (

@@ -6,17 +6,17 @@ import contextlib
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
-from crystalline.batches import Batches
+import numpy as np
+
 from crystalline.checkpoint import CHECKSUMS, COMMIT
 from crystalline.claim import claimed
 from crystalline.config import (
     PRESETS,
     SMALLEST_VOCAB,
-    ModelConfig,
     TrainConfig,
     parameter_count,
 )
@@ -25,10 +25,10 @@ from crystalline.errors import UsageError
 from crystalline.inference import Model, load
 from crystalline.model import check_precision
 from crystalline.options import load_toml, train_config
+from crystalline.packing import chosen_packing
 from crystalline.plan import (
     DEFAULT_MINUTES,
     Budget,
-    Recipe,
     check_memory,
     check_samples,
     choose_model,
@@ -149,12 +149,13 @@ def _resumed(folder: Path, said: TrainConfig, merged: dict[str, Any], tell: OnEv
         if said.steps <= p.step:
             raise UsageError(f"steps is {said.steps}, but {p.step} are done; choose more")
         p.course = Course(said.steps)
+        trainer.batches.limit(None)
     if p.step >= p.course.steps:
         raise UsageError(
             f"{folder}: training is finished at step {p.step}; give steps, more than that, to go on"
         )
     trainer.metrics.forget_after(p.step)
-    _tell_plan(trainer, tell)
+    _tell_plan(trainer, tell, "as it was begun")
     return trainer
 
 
@@ -201,14 +202,18 @@ def _created(
     check_precision(config, team, said.precision)
     check_memory(config, recipe.batch_size, config.seq_len, team, *recipe.kind)
     write_shards(folder, tokenizer, train_pieces, val_pieces, _reporter(tell, "tokens"))
-    course = Course(said.steps or 1)
-    if said.epochs is not None:
-        course = Course(_steps_of_epochs(folder, config, recipe, said.epochs))
+    offsets = TokenStore.open(folder, verify=False).train.offsets
+    packing, why = chosen_packing(said.packing, np.diff(offsets) - 1, config.seq_len)
+    recipe, course = replace(recipe, packing=packing), Course(said.steps or 1)
     trainer = Trainer.create(folder, config, recipe, tokenizer, crew, course, tell)
     trainer.options = asdict(said)
+    if said.epochs is not None:
+        trainer.batches.limit(said.epochs)
+        sequences = trainer.batches.end or 1
+        trainer.progress.course = Course(-(-sequences // recipe.sequences))
     if minutes is not None:
         trainer.aim(begun + 60 * minutes)
-    _tell_plan(trainer, tell)
+    _tell_plan(trainer, tell, why)
     return trainer
 
 
@@ -233,12 +238,6 @@ def _read(pieces: Sequence[Piece], report: Callable[[int, int], None]) -> Iterat
         report(done, total)
 
 
-def _steps_of_epochs(folder: Path, config: ModelConfig, recipe: Recipe, epochs: float) -> int:
-    """Steps until every sequence of that many epochs has been trained."""
-    batches = Batches(TokenStore.open(folder).train, recipe.batch_size, config.seq_len, recipe.seed)
-    return max(1, -(-batches.sequences_in(epochs) // recipe.sequences))
-
-
 def _crew(said: TrainConfig) -> Crew:
     return make_crew(
         said.threads, depth=said.hierarchy_depth, strategy=said.thread_allocation, pin=said.pin,
@@ -246,14 +245,14 @@ def _crew(said: TrainConfig) -> Crew:
     )  # fmt: skip
 
 
-def _tell_plan(trainer: Trainer, tell: OnEvent) -> None:
-    c, r = trainer.config, trainer.recipe
-    need = check_memory(c, r.batch_size, c.seq_len, trainer.team, *r.kind)
+def _tell_plan(trainer: Trainer, tell: OnEvent, why: str) -> None:
+    c, r, T = trainer.config, trainer.recipe, trainer.batches.seq_len
+    need = check_memory(c, r.batch_size, T, trainer.team, *r.kind)
     tell({
         "event": "plan", **{f.name: getattr(c, f.name) for f in fields(c)}, **asdict(r),
         "parameters": parameter_count(c), "steps": trainer.progress.course.steps,
         "step": trainer.progress.step, "train_tokens": trainer.store.train.tokens,
         "validation_tokens": trainer.store.val.tokens, "threads": trainer.team.threads,
         "isa": trainer.team.isa, "out": str(trainer.out), **trainer.crew.described(),
-        "memory_mib": need / 2**20,
+        "memory_mib": need / 2**20, "length": T, "packing_reason": why,
     })  # fmt: skip

@@ -66,6 +66,8 @@ class Batches:
         if state is not None:
             self._limit = state["epochs"]
             self._passes.restore(state)
+            for documents in self._passes.listed:
+                self._check(documents)
         elif passes is None:
             self.append_pass(times=None)
         else:
@@ -104,7 +106,7 @@ class Batches:
             count = self._passes.count
             ends = [self._passes.begin(count)] if count is not None else []
             if self._limit is not None:
-                ends.append(self._passes.sequence_at(self._limit))
+                ends.append(max(1, self._passes.sequence_at(self._limit)))
             self._end, self._end_known = min(ends, default=None), True
         return self._end
 
@@ -164,11 +166,7 @@ class Batches:
             places = np.arange(self.split.documents)
         else:
             places = np.fromiter(documents, np.int64)
-            if len(places) and not 0 <= places.min() <= places.max() < self.split.documents:
-                raise DataError(
-                    f"a pass takes documents {places.min()} to {places.max()}, but the data has "
-                    f"{self.split.documents}; restore the data from a copy"
-                )
+            self._check(places)
         self._passes.append(places, times)
         self._end_known = False
 
@@ -181,6 +179,13 @@ class Batches:
     def state(self) -> dict[str, Any]:
         """All that was listed and changed, for JSON; the constructor takes it."""
         return {**self._passes.state(), "epochs": self._limit}
+
+    def _check(self, places: Longs) -> None:
+        if len(places) and not 0 <= places.min() <= places.max() < self.split.documents:
+            raise DataError(
+                f"a pass takes documents {places.min()} to {places.max()}, but the data has "
+                f"{self.split.documents}; restore the data from a copy"
+            )
 
     def _spans(self, documents: Longs) -> Spans:
         begins = self.split.offsets[documents]

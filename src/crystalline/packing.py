@@ -15,6 +15,8 @@ import numpy as np
 
 from crystalline.windows import Longs
 
+MUCH_PADDING = 0.1  # of all positions: more is avoided
+
 
 class _Alike(NamedTuple):
     """Rows that are filled alike: how many, and with how many windows of which lengths."""
@@ -34,6 +36,20 @@ class Packed(NamedTuple):
 def packed_rows(lengths: Longs, T: int) -> int:
     """How many rows of T take windows of these lengths (1 .. T)."""
     return sum(alike.rows for alike in _patterns(lengths, T))
+
+
+def chosen_packing(said: bool | None, predictions: Longs, T: int) -> tuple[bool, str]:
+    """Whether documents of so many predictions are packed into rows of T, and why."""
+    if said is not None:
+        return said, "as asked for"
+    full, last = (predictions - 1) // T, (predictions - 1) % T + 1
+    rows = int(full.sum()) + np.array([len(last), packed_rows(last, T)])
+    padded, packed = (1 - int(predictions.sum()) / (rows * T)).tolist()
+    if padded <= MUCH_PADDING:
+        return False, f"padding is {padded:.1%} of all positions"
+    if rows[1] == rows[0]:
+        return False, f"padding is {padded:.1%} of all positions, packed or not"
+    return True, f"padding would be {padded:.1%} of all positions, packed it is {packed:.1%}"
 
 
 def packed(lengths: Longs, T: int) -> Packed:

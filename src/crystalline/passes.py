@@ -70,6 +70,11 @@ class Passes:
         return sum(listed.times or 0 for listed in self._listed)
 
     @property
+    def listed(self) -> list[Longs]:
+        """What passes take, that of passes alike once."""
+        return [listed.documents for listed in self._listed]
+
+    @property
     def length(self) -> int:
         """The length of sequences from now on."""
         return self._lengths[-1][1]

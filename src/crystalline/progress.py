@@ -95,9 +95,10 @@ def planned(e: Event) -> list[tuple[str, str]]:
     steps = plural(e["steps"], "step")
     if e["step"]:
         steps = f"resumed at step {e['step']:,} of {e['steps']:,}, steps"
-    batch = f"{e['batch_size']} x {e['seq_len']} tokens"
+    batch = f"{e['batch_size']} x {e['length']} tokens"
     batch += f" x {e['accumulate']} accumulated" if e["accumulate"] > 1 else ""
     sampled = f", loss over {e['samples']:,} sampled tokens" if e["samples"] else ""
+    sampled += ", packed" if e["packing"] else ""
     sampled += ", in bf16" if e["precision"] == "bf16" else ""
     return [
         ("model", f"{short(e['parameters'])} parameters: {plural(e['layers'], 'layer')}, "

@@ -66,7 +66,7 @@ def _set_seq_len(trainer: Trainer, value: float) -> None:
             f"behind them have never been trained; choose {most} or fewer"
         )
     T = _whole("seq_len", value, 1, most)
-    if T == trainer.batches.seq_len:
+    if trainer.batches.seq_len == T:
         return
     _check_room(trainer, "seq_len", T, trainer.recipe.batch_size, T)
     trainer.batches.change_length(trainer.progress.sequences, T)
@@ -79,7 +79,7 @@ def _check_room(trainer: Trainer, name: str, value: int, B: int, T: int) -> None
     c, recipe, team = trainer.config, trainer.recipe, trainer.team
 
     def need(B: int, T: int) -> int:
-        beside = measuring_forecast(c, B, team, recipe.precision) if c.seq_len != T else 0
+        beside = measuring_forecast(c, B, team, recipe.precision) if c.seq_len > T else 0
         return memory_forecast(c, B, T, team, *recipe.kind) + beside
 
     more = need(B, T) - need(recipe.batch_size, trainer.batches.seq_len)

@@ -86,6 +86,11 @@ SIZE_OPTIONS = (
     help=helps("Keep each thread on its CPU.", "only where all CPUs are used"),
 )
 @click.option(
+    "--packing/--no-packing",
+    default=None,
+    help=helps("Put several short documents into one sequence.", "where padding would be much"),
+)
+@click.option(
     "--val",
     type=click.Path(),
     multiple=True,
