@@ -6,39 +6,34 @@ import contextlib
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from crystalline.checkpoint import CHECKSUMS, COMMIT
 from crystalline.claim import claimed
 from crystalline.config import (
-    PRESETS,
-    SMALLEST_VOCAB,
     TrainConfig,
-    parameter_count,
 )
 from crystalline.data import Piece, collect, split
 from crystalline.errors import UsageError
 from crystalline.inference import Model, load
-from crystalline.model import check_precision
 from crystalline.options import load_toml, train_config
-from crystalline.packing import chosen_packing
+from crystalline.pipeline.origins import Texts
 from crystalline.plan import (
     DEFAULT_MINUTES,
-    Budget,
-    check_memory,
-    check_samples,
-    choose_model,
-    choose_recipe,
-    machine_flops,
 )
 from crystalline.schedule import Course
 from crystalline.shards import TokenStore, write_shards
-from crystalline.spheres.crew import Crew, make_crew
-from crystalline.tokenizer import Tokenizer, default_vocab_size
+from crystalline.starting import (
+    chosen,
+    crew_of,
+    refuse_hopeless,
+    reporter,
+    tell_plan,
+    vocabulary,
+    with_packing,
+)
 from crystalline.trainer import Trainer
 from crystalline.training import OnEvent
 
@@ -129,7 +124,7 @@ def _holds_model(folder: Path) -> bool:
 
 
 def _resumed(folder: Path, said: TrainConfig, merged: dict[str, Any], tell: OnEvent) -> Trainer:
-    trainer = Trainer.resume(folder, _crew(said), tell)
+    trainer = Trainer.resume(folder, crew_of(said), tell)
     # A setting may be said again, as it was said or as it came out; it may not change.
     recorded = asdict(trainer.config) | asdict(trainer.recipe)
     before = trainer.options | {"val": tuple(trainer.options.get("val", ()))}
@@ -155,7 +150,7 @@ def _resumed(folder: Path, said: TrainConfig, merged: dict[str, Any], tell: OnEv
             f"{folder}: training is finished at step {p.step}; give steps, more than that, to go on"
         )
     trainer.metrics.forget_after(p.step)
-    _tell_plan(trainer, tell, "as it was begun")
+    tell_plan(trainer, tell, "as it was begun")
     return trainer
 
 
@@ -166,45 +161,31 @@ def _created(
     begun: float,
     tell: OnEvent,
 ) -> Trainer:
-    crew = _crew(said)
+    crew = crew_of(said)
     team = crew.team
-    if said.dim is not None or said.preset is not None:
-        # What can never fit is refused before a large corpus is read: the smallest vocabulary.
-        nothing = Budget(said, 0)
-        least = choose_model(nothing, SMALLEST_VOCAB)
-        recipe = choose_recipe(nothing, least)
-        check_memory(least, recipe.batch_size, least.seq_len, team, *recipe.kind)
+    refuse_hopeless(said, team)
     sources, skipped = collect(paths)
     val_sources, val_skipped = collect(said.val) if said.val else (None, [])
     skipped = [*skipped, *val_skipped]
+    texts = Texts()
+    sources, doubles = texts.once(sources, val_sources or ())
+    skipped += doubles
     train_pieces, val_pieces = split(sources, val_sources)
     size = sum(piece.size for piece in train_pieces)
     tell({"event": "data", "files": len(sources), "bytes": sum(s.size for s in sources),
           "skipped": [asdict(s) for s in skipped]})  # fmt: skip
-    if said.tokenizer is not None:
-        tokenizer = Tokenizer.load(said.tokenizer)
-    else:
-        wanted = said.vocab_size or default_vocab_size(size)
-        if said.vocab_size is None and said.preset is not None:
-            wanted = max(PRESETS[said.preset].vocab_size, SMALLEST_VOCAB)
-        texts = _read(train_pieces, _reporter(tell, "tokenizer"))
-        tokenizer = Tokenizer.train(texts, wanted)
-    tell({"event": "tokenizer", "vocab_size": tokenizer.vocab_size})
+    pieces = _read(train_pieces, reporter(tell, "tokenizer"))
+    tokenizer = vocabulary(said, size, pieces, tell)
     minutes = said.minutes
     if minutes is None and said.steps is None and said.epochs is None:
         minutes = DEFAULT_MINUTES
     # The sizes are checked before anything is written.
     seconds = None if minutes is None else 60 * minutes - (time.monotonic() - begun)
-    budget = Budget(said, size // 3, seconds, machine_flops(team, said.precision))
-    config = choose_model(budget, tokenizer.vocab_size)
-    recipe = choose_recipe(budget, config)
-    check_samples(said, config.vocab_size)
-    check_precision(config, team, said.precision)
-    check_memory(config, recipe.batch_size, config.seq_len, team, *recipe.kind)
-    write_shards(folder, tokenizer, train_pieces, val_pieces, _reporter(tell, "tokens"))
-    offsets = TokenStore.open(folder, verify=False).train.offsets
-    packing, why = chosen_packing(said.packing, np.diff(offsets) - 1, config.seq_len)
-    recipe, course = replace(recipe, packing=packing), Course(said.steps or 1)
+    config, recipe = chosen(said, size // 3, seconds, tokenizer, team)
+    write_shards(folder, tokenizer, train_pieces, val_pieces, reporter(tell, "tokens"))
+    texts.write_down(folder, train_pieces, val_pieces)
+    recipe, why = with_packing(said, recipe, config, TokenStore.open(folder, verify=False).train)
+    course = Course(said.steps or 1)
     trainer = Trainer.create(folder, config, recipe, tokenizer, crew, course, tell)
     trainer.options = asdict(said)
     if said.epochs is not None:
@@ -213,21 +194,8 @@ def _created(
         trainer.progress.course = Course(-(-sequences // recipe.sequences))
     if minutes is not None:
         trainer.aim(begun + 60 * minutes)
-    _tell_plan(trainer, tell, why)
+    tell_plan(trainer, tell, why)
     return trainer
-
-
-def _reporter(tell: OnEvent, phase: str) -> Callable[[int, int], None]:
-    """Tells of bytes done and bytes in all, but not of every small file."""
-    told = 0.0
-
-    def report(done: int, total: int) -> None:
-        nonlocal told
-        if done >= total or time.monotonic() - told > TOLD_EVERY:
-            told = time.monotonic()
-            tell({"event": "progress", "phase": phase, "done": done, "total": total})
-
-    return report
 
 
 def _read(pieces: Sequence[Piece], report: Callable[[int, int], None]) -> Iterator[str]:
@@ -236,23 +204,3 @@ def _read(pieces: Sequence[Piece], report: Callable[[int, int], None]) -> Iterat
         yield piece.read()
         done += piece.size
         report(done, total)
-
-
-def _crew(said: TrainConfig) -> Crew:
-    return make_crew(
-        said.threads, depth=said.hierarchy_depth, strategy=said.thread_allocation, pin=said.pin,
-        steal=said.work_stealing, recursive=said.recursive_spawning,
-    )  # fmt: skip
-
-
-def _tell_plan(trainer: Trainer, tell: OnEvent, why: str) -> None:
-    c, r, T = trainer.config, trainer.recipe, trainer.batches.seq_len
-    need = check_memory(c, r.batch_size, T, trainer.team, *r.kind)
-    tell({
-        "event": "plan", **{f.name: getattr(c, f.name) for f in fields(c)}, **asdict(r),
-        "parameters": parameter_count(c), "steps": trainer.progress.course.steps,
-        "step": trainer.progress.step, "train_tokens": trainer.store.train.tokens,
-        "validation_tokens": trainer.store.val.tokens, "threads": trainer.team.threads,
-        "isa": trainer.team.isa, "out": str(trainer.out), **trainer.crew.described(),
-        "memory_mib": need / 2**20, "length": T, "packing_reason": why,
-    })  # fmt: skip

@@ -119,6 +119,24 @@ def validated(e: Event) -> str:
     return f"step {e['step']:,}: validation {score(e['loss'], e['bits_per_byte'])}{best}"
 
 
+FED = ("queue", "watch", "skipped", "trouble")
+
+
+def fed(e: Event) -> list[str]:
+    """What happened to the queue, in lines."""
+    kind = e["event"]
+    if kind == "skipped":
+        return [f"skipped {tame(e['path'])}: {tame(e['reason'])}"]
+    if kind == "trouble":
+        return [f"the queue cannot be written, trying again: {tame(e['error'])}"]
+    if kind == "watch":
+        known = f", {plural(e['known'], 'text')} known before" if e["known"] else ""
+        return [f"queued {plural(e['new'], 'new text')}{known}"]
+    if e["waiting"]:
+        return ["everything is trained that makes a step; waiting for text"]
+    return [f"took in {plural(e['documents'], 'document')}, {short(e['tokens'])} tokens"]
+
+
 def finished(e: Event) -> list[tuple[str, str]]:
     """The done event as rows of a table."""
     folder = tame(shlex.quote(e["path"]))
@@ -184,6 +202,8 @@ class Lines:
             self._print(validated(e))
         elif kind == "hierarchy":
             self._print(*changed(e))
+        elif kind in FED:
+            self._print(*fed(e))
 
     def _print(self, *lines: str) -> None:
         for line in lines:
@@ -246,6 +266,11 @@ class Screen:
         elif kind == "hierarchy":
             for line in changed(e):
                 self.console.print(Text(line))
+        elif kind in FED:
+            for line in fed(e):
+                self.console.print(Text(line))
+            if e.get("waiting"):
+                self._work("waiting for text; Ctrl-C ends it")
 
     def _work(self, text: str) -> None:
         unicode = self.console.encoding.lower().startswith("utf")

@@ -27,7 +27,7 @@ import numpy as np
 import numpy.typing as npt
 
 from crystalline import files
-from crystalline.data import Piece, shown
+from crystalline.data import shown
 from crystalline.errors import CheckpointError
 from crystalline.tokenizer import Tokenizer
 
@@ -160,8 +160,8 @@ def segment_folder(root: str, number: int) -> str:
 def write_shards(
     folder: str | os.PathLike[str],
     tokenizer: Tokenizer,
-    train: Sequence[Piece],
-    val: Sequence[Piece],
+    train: Sequence[Text],
+    val: Sequence[Text],
     on_progress: Progress | None = None,
 ) -> None:
     """Encode all documents into ``folder/data``, in the place of what was there.

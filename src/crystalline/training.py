@@ -115,9 +115,12 @@ class Training:
     def create(
         cls, out: Path, config: ModelConfig, recipe: Recipe, tokenizer: Tokenizer, crew: Crew,
         course: Course, on_event: OnEvent, stream: Mapping[str, Any] | None = None,
+        segments: Sequence[int] = (),
     ) -> Self:  # fmt: skip
         """A new training at step 0, in a folder that holds the data already."""
-        trainer = cls(out, config, recipe, tokenizer, crew, Progress(course), on_event, stream)
+        trainer = cls(
+            out, config, recipe, tokenizer, crew, Progress(course), on_event, stream, segments
+        )
         initialise(trainer.weights, recipe.seed)
         return trainer
 

@@ -6,7 +6,15 @@ from typing import Any
 
 import click
 
-from crystalline.commands.common import CPUS, SAMPLES, helps, one_of, options_of, said_options
+from crystalline.commands.common import (
+    CPUS,
+    MODELS_DIR,
+    SAMPLES,
+    helps,
+    one_of,
+    options_of,
+    said_options,
+)
 from crystalline.config import LOSSES, PRECISIONS, PRESETS, STRATEGIES
 
 # Name, type, what it does, and what holds when it is not given (which the library decides).
@@ -115,6 +123,16 @@ SIZE_OPTIONS = (
     metavar="FILE.toml",
     help="These options from a file, with underscores; the command line wins.",
 )
+@click.option(
+    "--watch",
+    type=click.Path(),
+    multiple=True,
+    help="With a model: queue and train what comes into this folder, until stopped; repeatable.",
+)
+@click.option(
+    "--flush", is_flag=True, help="With a model: train also what does not fill a whole step."
+)
+@MODELS_DIR
 @click.option("--quiet", is_flag=True, help="Show nothing but errors.")
 @click.option(
     "--json",
@@ -127,6 +145,9 @@ def train(
     out: str,
     resume: bool,
     config: str | None,
+    watch: tuple[str, ...],
+    flush: bool,
+    models_dir: str | None,
     quiet: bool,
     as_json: bool,
     **options: Any,
@@ -136,14 +157,25 @@ def train(
     The model goes to --out as a Hugging Face Llama folder, with what --resume needs and the
     measurements in metrics.jsonl. Ctrl-C stops after the step at hand and keeps everything.
 
+    Where PATH is a model instead, its folder or its name, it is trained on what waits in its queue,
+    every document for --epochs epochs.
+
     \b
     crystalline train my_project --minutes 10 --out models/mine
     crystalline train --resume --out models/mine
+    crystalline queue add mine notes.txt
+    crystalline train mine --flush
+    crystalline train mine --watch inbox
     """
     one_of(quiet, as_json)
     from crystalline import api
+    from crystalline.pipeline.fed import feed, model_to_feed
     from crystalline.progress import display
 
     options = said_options(options)
+    model = None if resume else model_to_feed(paths, models_dir, bool(watch) or flush)
     with display(quiet, as_json) as show:
+        if model is not None:
+            feed(model, watch=watch, flush=flush, config=config, on_event=show, **options)
+            return
         api.train(paths or None, out, resume=resume, config=config, on_event=show, **options)

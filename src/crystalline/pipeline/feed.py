@@ -39,9 +39,7 @@ class Feed:
     def begin(self, store: Store) -> None:
         """On the thread that trains: what is in the queue now is taken in."""
         self.store = store
-        store.set(target_epochs=self.epochs)
-        trainer = self.trainer
-        trainer.batches.limit(None)
+        self.trainer.batches.limit(None)
         self._take_in()
         self._plan()
 
@@ -108,7 +106,7 @@ class Feed:
         self._aim()
 
     def _aim(self) -> None:
-        """The course leads to the end of the stream; a new one, once the last was run to its end."""
+        """The course leads to the end of the stream; a new one, once the last has come there."""
         trainer, p = self.trainer, self.trainer.progress
         per = trainer.recipe.sequences
         steps = -(-self._left() // per) if self.flush else self._left() // per
@@ -121,8 +119,8 @@ class Feed:
             p.course = p.course.moved(p.step, end)
 
     def _tell_waiting(self, now: bool) -> None:
-        if now and not self._waiting:
+        if now and self.lasting and not self._waiting:
             trainer = self.trainer
-            self.trainer.tell({"event": "queue", "step": trainer.progress.step, "documents": 0,
+            trainer.tell({"event": "queue", "step": trainer.progress.step, "documents": 0,
                                "tokens": 0, "waiting": True})  # fmt: skip
         self._waiting = now

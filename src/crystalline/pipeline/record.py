@@ -5,7 +5,6 @@ All of it follows from the checkpoint, so what a crash leaves untold is told whe
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -42,7 +41,8 @@ class Record:
             self.store.note(kind, event.get("step"), self._run, **said)
         if kind == "checkpoint":
             for command in self.training.commands[self._told :]:
-                self.store.note("command", command["step"], self._run, **command)
+                said = {k: v for k, v in command.items() if k != "step"}
+                self.store.note("command", command["step"], self._run, **said)
             self._told = len(self.training.commands)
             self.store.record_passes(passes(self.training))
 
@@ -76,7 +76,3 @@ def _ranges(documents: np.ndarray) -> tuple[tuple[int, int], ...]:
     pairs = zip(heads.tolist(), ends, strict=True)
     return tuple((int(places[a]), int(places[b - 1]) + 1) for a, b in pairs)
 
-
-def is_there(folder: str | os.PathLike[str]) -> bool:
-    """Whether a model's folder has a state.db."""
-    return os.path.exists(os.path.join(folder, "state.db"))

@@ -6,13 +6,14 @@ from collections.abc import Iterator
 from typing import Any
 
 from crystalline.store.documents import COLUMNS, Document, document_of
+from crystalline.store.origins import Origins
 from crystalline.store.queue import Queue
 from crystalline.store.training import History, Pass
 
 PAGE = 500  # documents looked up together
 
 
-class Store(Queue, History):
+class Store(Queue, History, Origins):
     """The queue, the history and the provenance of one model: ``Store.open(folder)``."""
 
     def sources(self, id: int) -> list[dict[str, Any]]:

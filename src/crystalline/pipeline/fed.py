@@ -1,0 +1,278 @@
+"""Training a model from its queue: made of what waits there, or gone on with.
+
+How a model is made of its queue, and what a crash leaves at each point:
+
+1. Documents are leased, and a vocabulary learnt from them.  A crash leaves them pending.
+2. ``data`` and ``tokenizer.json`` are written.  A crash leaves files that are written over.
+3. state.db says that the documents are tokenized.  A crash leaves a model whose text is there, and
+   which is made from it the next time.
+4. The first checkpoint is written.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from crystalline.checkpoint import CHECKSUMS, COMMIT, TOKENIZER
+from crystalline.claim import claimed
+from crystalline.config import TrainConfig
+from crystalline.data import HELD_OUT, Piece, collect
+from crystalline.errors import UsageError
+from crystalline.files import sync_folder, write_durably
+from crystalline.inference import Model, load
+from crystalline.options import load_toml, train_config
+from crystalline.pipeline.feed import Feed
+from crystalline.pipeline.ingest import later_segments, places, tidy
+from crystalline.pipeline.record import passes
+from crystalline.pipeline.watch import Watcher
+from crystalline.schedule import Course
+from crystalline.shards import TokenStore, write_shards
+from crystalline.starting import (
+    chosen,
+    crew_of,
+    refuse_hopeless,
+    reporter,
+    tell_plan,
+    vocabulary,
+    with_packing,
+)
+from crystalline.store import Leased, Store
+from crystalline.tokenizer import Tokenizer
+from crystalline.trainer import Trainer
+from crystalline.training import OnEvent
+
+FIRST_DOCUMENTS = 1 << 20  # that a model is made of, at most, and
+FIRST_BYTES = 256 << 20  # the bytes of their texts; the rest comes in segments
+MANY = 10  # documents of which a tenth can be held out
+WAIT_SECONDS = 0.2
+
+PathLike = str | os.PathLike[str]
+
+
+def feed(
+    model: PathLike,
+    *,
+    watch: Sequence[PathLike] = (),
+    flush: bool = False,
+    config: PathLike | None = None,
+    on_event: OnEvent | None = None,
+    **options: Any,
+) -> Model:
+    """Trains a model on what waits in its queue, each document for ``epochs`` epochs, and returns
+    it; ``watch`` names folders whose files are queued as they come, until a signal ends it.
+
+    The model's folder is there already, with a checkpoint or (``models create``) without.  What
+    does not fill a step waits for more text, unless ``flush`` trains it, padded.  ``options`` are
+    those of ``train``; all but ``epochs`` and who works are for a model's first training.
+
+    Raises what ``train`` raises, and UsageError where there is nothing to train.
+    """
+    said = {"watch": watch, "flush": flush, "config": config, "on_event": on_event, **options}
+    with feeding(model, **said) as trainer:
+        trainer.run()
+        threads = trainer.team.threads
+    return load(model, threads=threads)
+
+
+@contextlib.contextmanager
+def feeding(
+    model: PathLike,
+    *,
+    watch: Sequence[PathLike] = (),
+    flush: bool = False,
+    config: PathLike | None = None,
+    on_event: OnEvent | None = None,
+    **options: Any,
+) -> Iterator[Trainer]:
+    """As ``feed``, but hands over the trainer, ready to ``run`` or to ``start``."""
+    tell, folder = on_event or (lambda event: None), Path(model)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(claimed(folder))
+        with Store.open(folder, create=True) as store:
+            tidy(folder, store)
+            said, epochs = _said(store, config, options)
+            arrivals = _Arrivals()
+            if watch:
+                paths = [os.fspath(path) for path in watch]
+                stack.enter_context(Watcher(folder, paths, on_event=arrivals.hear(tell)))
+            if (folder / CHECKSUMS).exists() or (folder / COMMIT).exists():
+                trainer = Trainer.resume(folder, crew_of(said), tell, later_segments(store))
+                trainer.metrics.forget_after(trainer.progress.step)
+                why = "as it was begun"
+            else:
+                trainer, why = _created(folder, said, store, tell, bool(watch))
+            store.record_passes(passes(trainer), afresh=True)
+            store.set(target_epochs=epochs)
+            if not watch:
+                _refuse_idle(trainer, store, flush)
+        trainer.feed = Feed(trainer, epochs, flush=flush, lasting=bool(watch))
+        arrivals.feed = trainer.feed
+        tell_plan(trainer, tell, why)
+        try:
+            yield trainer
+        finally:
+            if trainer.node is not None and trainer.node.alive:
+                trainer.node.request_stop()
+                trainer.node.wait()
+
+
+def _refuse_idle(trainer: Trainer, store: Store, flush: bool) -> None:
+    """UsageError where no step can be made of what there is."""
+    if store.has_pending() or store.lacking():
+        return
+    end = trainer.batches.end
+    left = 0 if end is None else end - trainer.progress.sequences
+    if left == 0:
+        raise UsageError(
+            f"{trainer.out}: nothing waits in its queue, and every document has its epochs; add "
+            "text with crystalline queue add, or ask for more epochs"
+        )
+    if left < trainer.recipe.sequences and not flush:
+        raise UsageError(
+            f"{trainer.out}: {left} sequences wait, and a step takes {trainer.recipe.sequences}; "
+            "add text, or use --flush to train them padded"
+        )
+
+
+@dataclass
+class _Arrivals:
+    """Wakes the feed when the watcher has queued something."""
+
+    feed: Feed | None = None
+
+    def hear(self, tell: OnEvent) -> OnEvent:
+        """The watcher's events, handed on."""
+
+        def heard(event: dict[str, Any]) -> None:
+            tell(event)
+            if self.feed is not None:
+                self.feed.arrived.set()
+
+        return heard
+
+
+def _said(
+    store: Store, config: PathLike | None, options: dict[str, Any]
+) -> tuple[TrainConfig, int]:
+    """What was said when the model was created, and now; and the epochs of a document."""
+    given = {k: v for k, v in options.items() if v is not None}
+    for name in ("minutes", "steps"):
+        if name in given:
+            raise UsageError(
+                f"{name} is {given[name]}, but a queue is trained by epochs; give epochs"
+            )
+    kept = store.get("options", {})
+    known = {k: v for k, v in kept.items() if k not in ("minutes", "steps")}
+    merged = known | (load_toml(config) if config is not None else {}) | given
+    epochs = merged.get("epochs", store.get("target_epochs", 1))
+    if not isinstance(epochs, int | float) or epochs != int(epochs) or epochs < 1:
+        raise UsageError(f"epochs is {epochs!r}, but a queue wants a whole number of 1 or more")
+    return train_config(merged | {"epochs": float(epochs)}, "train"), int(epochs)
+
+
+def _created(
+    folder: Path, said: TrainConfig, store: Store, tell: OnEvent, lasting: bool
+) -> tuple[Trainer, str]:
+    """A model made of its queue, and why it is packed or not."""
+    crew = crew_of(said)
+    refuse_hopeless(said, crew.team)
+    if 0 not in store.segments():
+        while not store.has_pending():
+            if not lasting:
+                raise UsageError(
+                    f"{folder}: nothing waits in its queue; add text with crystalline queue add"
+                )
+            time.sleep(WAIT_SECONDS)
+        _first_tokens(folder, said, store, tell)
+    tokenizer = Tokenizer.load(folder / TOKENIZER)
+    segments = later_segments(store)
+    tokens = TokenStore.open(folder, segments=segments).train
+    config, recipe = chosen(said, tokens.tokens, None, tokenizer, crew.team)
+    recipe, why = with_packing(said, recipe, config, tokens)
+    nothing = {"passes": [], "lengths": [[0, config.seq_len]], "rows": [], "epochs": None}
+    trainer = Trainer.create(
+        folder, config, recipe, tokenizer, crew, Course(1), tell, nothing, segments
+    )
+    trainer.options = asdict(said)
+    return trainer, why
+
+
+@dataclass(frozen=True)
+class _Text:
+    """A leased document, as it is written down."""
+
+    document: Leased
+
+    @property
+    def size(self) -> int:
+        return self.document.bytes
+
+    def read(self) -> str:
+        return self.document.text
+
+
+def _first_tokens(folder: Path, said: TrainConfig, store: Store, tell: OnEvent) -> None:
+    """Steps 1 to 3."""
+    taken = store.lease(FIRST_DOCUMENTS, FIRST_BYTES, seconds=86400.0)
+    if said.val:
+        held: list[Leased] = []
+        val: Sequence[Piece | _Text] = [Piece(source) for source in collect(said.val)[0]]
+    else:
+        held = _held_out(taken)
+        val = [_Text(one) for one in held]
+    out = {one.id for one in held}
+    train = [one for one in taken if one.id not in out]
+    size = sum(one.bytes for one in train)
+    tell({"event": "data", "files": len(taken), "bytes": sum(one.bytes for one in taken),
+          "skipped": []})  # fmt: skip
+    tokenizer = vocabulary(said, size, (one.text for one in train), tell)
+    write_durably(os.fspath(folder / TOKENIZER), [tokenizer.to_json()])
+    sync_folder(os.fspath(folder))
+    write_shards(
+        folder, tokenizer, [_Text(one) for one in train], val, reporter(tell, "tokens")
+    )
+    tokens = TokenStore.open(folder)
+    lengths = (tokens.train.offsets[1:] - tokens.train.offsets[:-1]).tolist()
+    placed = places(train, lengths, 0, 0)
+    store.tokenized(0, placed, fingerprint=tokens.fingerprint, held_out=sorted(out))
+
+
+def _held_out(taken: Sequence[Leased]) -> list[Leased]:
+    """About a tenth of many documents, chosen by their hashes, and of at most a tenth of the bytes;
+    of few documents none."""
+    if len(taken) < MANY:
+        return []
+    budget = HELD_OUT * sum(one.bytes for one in taken)
+    held: list[Leased] = []
+    for one in sorted(taken, key=lambda one: one.hash):
+        if len(held) < round(HELD_OUT * len(taken)) and one.bytes <= budget:
+            held.append(one)
+            budget -= one.bytes
+    return held
+
+
+def model_to_feed(paths: Sequence[str], models_dir: str | None, feeds: bool) -> Path | None:
+    """The model that ``crystalline train`` is to feed, if that is what its arguments mean: with
+    options of a queue the one that is named, else a model's folder, or its name where no such
+    path is."""
+    from crystalline.store.models import is_model, models_folder, resolve_model
+
+    if feeds:
+        if len(paths) != 1:
+            raise UsageError("name one model to train from its queue")
+        return resolve_model(paths[0], models_dir)
+    if len(paths) != 1:
+        return None
+    path = Path(paths[0])
+    if path.exists():
+        return path if is_model(path) else None
+    named = models_folder(models_dir) / paths[0]
+    return named if is_model(named) else None
+
+
