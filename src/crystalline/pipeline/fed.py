@@ -109,10 +109,11 @@ def feeding(
                 trainer, why = _created(folder, said, store, tell, bool(watch))
             store.record_passes(passes(trainer), afresh=True)
             store.set(target_epochs=epochs)
+            trainer.feed = Feed(trainer, epochs, flush=flush, lasting=bool(watch))
+            trainer.feed.begin(store)
+            arrivals.feed = trainer.feed
             if not watch:
-                _refuse_idle(trainer, store, flush)
-        trainer.feed = Feed(trainer, epochs, flush=flush, lasting=bool(watch))
-        arrivals.feed = trainer.feed
+                _refuse_idle(trainer.feed, trainer)
         tell_plan(trainer, tell, why)
         try:
             yield trainer
@@ -122,21 +123,17 @@ def feeding(
                 trainer.node.wait()
 
 
-def _refuse_idle(trainer: Trainer, store: Store, flush: bool) -> None:
+def _refuse_idle(feed: Feed, trainer: Trainer) -> None:
     """UsageError where no step can be made of what there is."""
-    if store.has_pending() or store.lacking():
-        return
-    end = trainer.batches.end
-    left = 0 if end is None else end - trainer.progress.sequences
-    if left == 0:
+    if feed.left == 0:
         raise UsageError(
             f"{trainer.out}: nothing waits in its queue, and every document has its epochs; add "
             "text with crystalline queue add, or ask for more epochs"
         )
-    if left < trainer.recipe.sequences and not flush:
+    if not feed.enough:
         raise UsageError(
-            f"{trainer.out}: {left} sequences wait, and a step takes {trainer.recipe.sequences}; "
-            "add text, or use --flush to train them padded"
+            f"{trainer.out}: {feed.left} sequences wait, and a step takes "
+            f"{trainer.recipe.sequences}; add text, or use --flush to train them padded"
         )
 
 

@@ -37,7 +37,7 @@ class Feed:
         self._waiting = False
 
     def begin(self, store: Store) -> None:
-        """On the thread that trains: what is in the queue now is taken in."""
+        """Takes in what is in the queue now; on the thread that ``store`` belongs to."""
         self.store = store
         self.trainer.batches.limit(None)
         self._take_in()
@@ -47,23 +47,26 @@ class Feed:
         """Whether there is a step to make; looks into the queue now and then."""
         now = time.monotonic()
         due = now - self._looked > LOOK_SECONDS or self.arrived.is_set()
-        if (due or not self._enough()) and self._take_in():
+        if (due or not self.enough) and self._take_in():
             self._plan()
-        self._tell_waiting(not self._enough())
-        return self._enough()
+        self._tell_waiting(not self.enough)
+        return self.enough
 
     def wait(self) -> None:
         """Until text arrives, or it is time to look whether there is a command."""
         self.arrived.wait(WAIT_SECONDS)
 
-    def _left(self) -> int:
+    @property
+    def left(self) -> int:
         """Sequences of the stream that are not trained yet."""
         end = self.trainer.batches.end
         assert end is not None
         return end - self.trainer.progress.sequences
 
-    def _enough(self) -> bool:
-        left = self._left()
+    @property
+    def enough(self) -> bool:
+        """Whether they make a step."""
+        left = self.left
         return left >= self.trainer.recipe.sequences or (self.flush and left > 0)
 
     def _take_in(self) -> int:
@@ -109,7 +112,7 @@ class Feed:
         """The course leads to the end of the stream; a new one, once the last has come there."""
         trainer, p = self.trainer, self.trainer.progress
         per = trainer.recipe.sequences
-        steps = -(-self._left() // per) if self.flush else self._left() // per
+        steps = -(-self.left // per) if self.flush else self.left // per
         if steps == 0:
             return
         end = p.step + steps
