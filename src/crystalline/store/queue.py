@@ -21,7 +21,7 @@ from typing import Any
 
 from crystalline.data import File, shown
 from crystalline.errors import StoreError, UsageError
-from crystalline.store.database import Database
+from crystalline.store.database import Database, told
 from crystalline.store.documents import (
     BYTES,
     COLUMNS,
@@ -133,8 +133,9 @@ class Queue(Database):
 
     def shrink(self) -> None:
         """Gives the disk what tokenized and removed texts took."""
-        with self.transaction() as db:
-            db.execute("PRAGMA incremental_vacuum").fetchall()
+        with told(self.path):
+            # Not ``execute``, which takes one of its steps and frees one page.
+            self.db.executescript("PRAGMA incremental_vacuum")
 
     def remember(self, files: Iterable[File]) -> None:
         """These files are not to be read again while they stay as they are."""
@@ -216,9 +217,12 @@ class Queue(Database):
         """The segment counts from now on, and these documents of it; their texts are let go.
 
         ``held_out`` are measured on and never trained.  The files must be on the disk before.
-        StoreError, and nothing changed, if a document is not leased by us any more.
+        StoreError, and nothing changed, if a document is not leased by us any more or the segment
+        counts already.
         """
         with self.transaction() as db:
+            if db.execute("SELECT 1 FROM segments WHERE number = ?", (segment,)).fetchone():
+                raise StoreError(f"{self.path}: segment {segment} counts already; take the next")
             db.execute(
                 "INSERT INTO segments VALUES (?, ?, ?, ?, ?)",
                 (segment, len(placed), sum(p.tokens for p in placed), fingerprint, time.time()),
