@@ -1,6 +1,8 @@
 """Batches: each prediction exactly once an epoch, and the same from any starting point."""
 
+import doctest
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -73,6 +75,13 @@ def test_validation_makes_every_prediction_once_in_order(sizes, size, seq_len):
     tokens = split.slice(0, split.tokens).tolist()
     assert [a for a, _ in pairs] == [t for i, t in enumerate(tokens) if i not in ends]
     assert sum(map(bool, rows)) == sum(-(-(n + 1) // seq_len) for n in sizes)
+
+
+def test_the_example_of_the_documentation():
+    path = Path(__file__).parent.parent / "docs" / "batches.md"
+    failed, attempted = doctest.testfile(str(path), module_relative=False)
+    assert attempted > 15
+    assert failed == 0
 
 
 def test_no_document_held_out_gives_no_validation_batch():
