@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -34,7 +35,7 @@ def wanted(split: Split, documents: Iterable[int] | None = None) -> Counter[tupl
     made: Counter[tuple[int, int]] = Counter()
     for d in range(split.documents) if documents is None else documents:
         tokens = split.slice(int(split.offsets[d]), int(split.offsets[d + 1])).tolist()
-        made.update(zip(tokens[:-1], tokens[1:], strict=True))
+        made.update(pairwise(tokens))
     return made
 
 

@@ -1,6 +1,8 @@
 """Batches: each prediction exactly once an epoch, and the same from any starting point."""
 
+import doctest
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -75,6 +77,13 @@ def test_validation_makes_every_prediction_once_in_order(sizes, size, seq_len):
     assert sum(map(bool, rows)) == sum(-(-(n + 1) // seq_len) for n in sizes)
 
 
+def test_the_example_of_the_documentation():
+    path = Path(__file__).parent.parent / "docs" / "batches.md"
+    failed, attempted = doctest.testfile(str(path), module_relative=False)
+    assert attempted > 15
+    assert failed == 0
+
+
 def test_no_document_held_out_gives_no_validation_batch():
     assert list(validation_batches(Split([], np.array([0]), 0, EOT), 4, 8)) == []
 
@@ -121,7 +130,7 @@ def test_seeds_and_epochs_differ_in_order_and_in_cuts():
 
 @pytest.mark.parametrize("size", [1000, 1006, 1007, 1013, 1014, 1022])
 def test_the_cuts_of_a_long_document_wander_over_half_a_window_at_least(size):
-    least, most, _ = module.cuts(np.array([size + 1]), 16)
+    least, most = module.draws(np.array([size + 1]), 16, False)
     assert most - least + 1 >= 8
     stream = Batches(make_split([size]), 1, 16, 3)
     begins = set()

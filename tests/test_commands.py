@@ -113,7 +113,8 @@ def test_the_epochs_move_the_end(text: Path, tmp_path: Path) -> None:
         assert node.wait()
 
     last = of(trains(text, tmp_path / "m", body), "step")[-1]
-    assert 0.7 <= last["epoch"] < 0.7 + 0.1 and last["steps"] == last["step"]
+    rows = 0.5 / 91  # a part of an epoch ends at the nearest sequence, and 91 make one here
+    assert abs(last["epoch"] - 0.7) <= rows and last["steps"] == last["step"]
 
 
 def test_the_evaluation_interval(text: Path, tmp_path: Path) -> None:

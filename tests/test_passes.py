@@ -75,7 +75,8 @@ class Life:
             stream.close(self.first)
             assert stream.passes == math.ceil(before)
         elif what == "limit":
-            stream.limit(data.draw(st.one_of(st.none(), st.floats(self.epochs() + 0.2, self.epochs() + 9))))
+            more = st.floats(0.2, 9).map(lambda epochs: self.epochs() + epochs)
+            stream.limit(data.draw(st.one_of(st.none(), more)))
         else:
             state = json.loads(json.dumps(stream.state()))
             self.stream = Batches(

@@ -66,8 +66,8 @@ class Batches:
         if state is not None:
             self._limit = state["epochs"]
             self._passes.restore(state)
-            for documents in self._passes.listed:
-                self._check(documents)
+            for places in self._passes.listed:
+                self._check(places)
         elif passes is None:
             self.append_pass(times=None)
         else:

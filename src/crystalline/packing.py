@@ -54,8 +54,9 @@ def chosen_packing(said: bool | None, predictions: Longs, T: int) -> tuple[bool,
 
 def packed(lengths: Longs, T: int) -> Packed:
     """Rows of T for windows of these lengths (1 .. T); of equal ones the first come first."""
-    by_length = np.argsort(lengths, kind="stable")
-    next_of = np.searchsorted(lengths[by_length], np.arange(T + 2)).tolist()
+    # NumPy sorts short integers in linear time.
+    by_length = np.argsort(lengths.astype(np.uint16 if T < 1 << 16 else np.int64), kind="stable")
+    next_of = np.cumsum([0, *np.bincount(lengths, minlength=T + 1)]).tolist()
     orders, counts = [by_length[:0]], [by_length[:0]]
     for rows, content in _patterns(lengths, T):
         columns = []

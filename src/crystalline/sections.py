@@ -16,7 +16,7 @@ from functools import cached_property
 import numpy as np
 
 from crystalline.packing import packed, packed_rows
-from crystalline.windows import Longs, Spans, Windows, cut, cuts, joined
+from crystalline.windows import Longs, Spans, Windows, cut, draws, joined, padded_rows
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Section:
     def rows(self) -> int:
         """How many there are, if all are trained at this length."""
         if not self.packing:
-            return int(cuts(self.spans.predictions, self.T).windows.sum())
+            return padded_rows(self.spans.predictions, self.T)
         return packed_rows(self._windows(self._source()).lengths, self.T)
 
     @property
@@ -64,28 +64,29 @@ class Section:
     def table(self) -> Table:
         """Every row."""
         source = self._source()
-        windows = _shuffled(self._windows(source), source)
-        if not self.packing:
-            return Table(windows, np.arange(len(windows.starts) + 1))
-        order, firsts = packed(windows.lengths, self.T)
-        rows = np.argsort(source.random_raw(len(firsts) - 1), kind="stable")
-        counts = np.diff(firsts)[rows]
-        ends = np.cumsum(counts)
-        # Window k of the new order is the (k - begin of its row)-th of that row as it was packed.
-        within = np.arange(len(order)) - np.repeat(ends - counts, counts)
-        order = order[np.repeat(firsts[:-1][rows], counts) + within]
-        return Table(Windows(*(c[order] for c in windows)), np.concatenate([[0], ends]))
+        windows = self._windows(source)
+        order = _shuffled(len(windows.starts), source)
+        firsts = np.arange(len(order) + 1)
+        if self.packing:  # alike are those that come first; then rows are put in an order
+            rows_of, firsts = packed(windows.lengths[order], self.T)
+            rows = _shuffled(len(firsts) - 1, source)
+            counts = np.diff(firsts)[rows]
+            ends = np.cumsum(counts)
+            # Window k of the new order is as far behind its row's first as it was before.
+            moved = np.repeat(firsts[:-1][rows] - (ends - counts), counts)
+            moved += np.arange(len(order))
+            order, firsts = order[rows_of[moved]], np.concatenate([[0], ends])
+        return Table(Windows(*(column[order] for column in windows)), firsts)
 
     def _source(self) -> np.random.PCG64:
         return np.random.PCG64(np.random.SeedSequence(self.seeds))
 
     def _windows(self, source: np.random.PCG64) -> Windows:
-        least, most, _ = cuts(self.spans.predictions, self.T)
+        least, most = draws(self.spans.predictions, self.T, self.packing)
         choices = (most - least + 1).astype(np.uint64)
-        draws = source.random_raw(len(choices)) % choices
-        return cut(self.spans, least + draws.astype(np.int64), self.T)
+        drawn = source.random_raw(len(choices)) % choices
+        return cut(self.spans, least + drawn.astype(np.int64), self.T)
 
 
-def _shuffled(windows: Windows, source: np.random.PCG64) -> Windows:
-    order = np.argsort(source.random_raw(len(windows.starts)), kind="stable")
-    return Windows(*(column[order] for column in windows))
+def _shuffled(count: int, source: np.random.PCG64) -> Longs:
+    return np.argsort(source.random_raw(count), kind="stable")

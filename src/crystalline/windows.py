@@ -9,7 +9,8 @@ a pass. They are cut in windows of at most T:
 
 f is drawn anew for every document and pass, so that the cuts wander through the text. A document
 draws from one of the two ranges only, so that every pass has the same number of windows: from the
-larger one, or where a row more of padding would cost much (few windows), from the first.
+larger one, or where a row more of padding would cost much (few windows), from the first. Where
+windows are packed, one more costs nothing: a document that takes several draws f in 1 .. T.
 """
 
 from __future__ import annotations
@@ -41,20 +42,22 @@ class Windows(NamedTuple):
     spans: Longs
 
 
-class Cuts(NamedTuple):
-    """For each span the least and the largest first window, and how many windows it gives."""
-
-    least: Longs
-    most: Longs
-    windows: Longs
-
-
-def cuts(predictions: Longs, T: int) -> Cuts:
-    """What may be drawn for spans of so many predictions."""
+def draws(predictions: Longs, T: int, packing: bool) -> tuple[Longs, Longs]:
+    """The least and the largest first window of spans of so many predictions."""
+    if packing:
+        return np.where(predictions > T, 1, T), np.full_like(predictions, T)
     last = (predictions - 1) % T + 1
-    more = (predictions > MANY_WINDOWS * T) & (2 * (last - 1) > T)
-    least, most = np.where(more, 1, last), np.where(more, last - 1, T)
-    return Cuts(least, most, -(-predictions // T) + more)
+    more = _one_more(predictions, T)
+    return np.where(more, 1, last), np.where(more, last - 1, T)
+
+
+def padded_rows(predictions: Longs, T: int) -> int:
+    """How many windows spans of so many predictions give that are not packed."""
+    return int((-(-predictions // T) + _one_more(predictions, T)).sum())
+
+
+def _one_more(predictions: Longs, T: int) -> npt.NDArray[np.bool_]:
+    return (predictions > MANY_WINDOWS * T) & (2 * ((predictions - 1) % T) > T)
 
 
 def cut(spans: Spans, firsts: Longs, T: int) -> Windows:
