@@ -2,9 +2,9 @@
 
 A step reads and writes named arrays of a :class:`Workspace`: w weights, g their gradients (same
 names), a activations (n those in bf16), one set per (batch, length); activations.py says which
-share memory.  R = B T rows (in W windows, if sequences are packed), D width, F feed-forward width, E = (heads + 2 kv_heads) head_dim, V
-vocabulary.  ``dx`` (R, D) is the gradient of the residual stream, handed from step to step
-backwards.
+share memory.  R = B T rows, in W windows if sequences are packed, D width, F feed-forward width,
+E = (heads + 2 kv_heads) head_dim, V vocabulary.  ``dx`` (R, D) is the gradient of the residual
+stream, handed from step to step backwards.
 """
 
 from __future__ import annotations
@@ -107,7 +107,9 @@ class Attention:
         else:
             s.team.attention_windows(out, lse, qkv, s.starts, *heads, s.lengths)
 
-    def _attend_bwd(self, s: Workspace, dqkv: Floats, dout: Floats, out: Floats, qkv: Floats) -> None:
+    def _attend_bwd(
+        self, s: Workspace, dqkv: Floats, dout: Floats, out: Floats, qkv: Floats
+    ) -> None:
         heads, lse = (s.config.heads, s.config.kv_heads), s.a[self.a + "lse"]
         if s.starts is None:
             s.team.attention_bwd(dqkv, dout, out, qkv, lse, s.T, *heads, s.lengths)

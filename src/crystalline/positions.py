@@ -46,8 +46,8 @@ def rope_tables(
 
 
 def window_starts(positions: NDArray[np.int32]) -> NDArray[np.int64]:
-    """Where windows begin in the rows of positions (B, T), one sequence behind the other, and, last,
-    the number of rows.  A position is the row's place in its window.
+    """Where windows begin in the rows of positions (B, T), one sequence behind the other; last, how
+    many rows there are.  A position is the row's place in its window.
 
     ValueError where a sequence does not begin with 0, or a position is neither 0, which begins a
     window, nor one more than the one before.
