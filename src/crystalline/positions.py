@@ -45,7 +45,9 @@ def rope_tables(
     return cosine.astype(np.float32), sine.astype(np.float32)
 
 
-def window_starts(positions: NDArray[np.int32]) -> NDArray[np.int64]:
+def window_starts(
+    positions: NDArray[np.int32], name: str = "positions"
+) -> NDArray[np.int64]:
     """Where windows begin in the rows of positions (B, T), one sequence behind the other; last, how
     many rows there are.  A position is the row's place in its window.
 
@@ -59,7 +61,7 @@ def window_starts(positions: NDArray[np.int32]) -> NDArray[np.int64]:
         b, t = np.argwhere(wrong)[0].tolist()
         before = f"after {positions[b, t - 1]}" if t else "in front"
         raise ValueError(
-            f"positions: sequence {b} has {positions[b, t]} {before}, at {t}; a sequence begins "
+            f"{name}: sequence {b} has {positions[b, t]} {before}, at {t}; a sequence begins "
             "with 0, and then comes one more or, where a window begins, 0"
         )
     return starts
