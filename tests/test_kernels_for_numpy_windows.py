@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
-import crystalline.kernels as ck
 import numpy as np
 import pytest
 import reference as ref
@@ -16,6 +15,7 @@ from hypothesis import strategies as st
 from tolerance import assert_close
 from window_cases import windows
 
+import crystalline.kernels as ck
 from crystalline._native import available_isas
 
 FEW = settings(max_examples=examples(20), deadline=None, derandomize=True)
