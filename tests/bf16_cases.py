@@ -14,6 +14,7 @@ from attention_cases import THETA, rope_tables
 from case import EPS, Array, Arrays, Case, Due, Shape, draw, groups_of, poison, start
 from kernel_cases import Builder
 from tolerance import SHAPES as WHOLE
+from window_cases import windows
 
 from crystalline._native import Team
 
@@ -194,12 +195,13 @@ def from_bf16(shape: Shape) -> Case:
     )
 
 
-def rope_bf16(shape: Shape, back: bool = False) -> Case:
-    """bf16 to float32 forward, float32 to bf16 backward."""
+def rope_bf16(shape: Shape, back: bool = False, at: bool = False) -> Case:
+    """bf16 to float32 forward, float32 to bf16 backward; ``at`` the positions of windows."""
     B, T, H, K, Dh = shape
     exact = draw(B * T, (H + 2 * K) * Dh)
     x = exact if back else rounded(exact)
     cosine, sine = rope_tables(T, Dh, THETA)
+    positions = windows(B, T)[0] if at else None
     name, turn = ("dx", ref.rotary_backward) if back else ("y", ref.rotary)
 
     def due(o: Arrays) -> list[Due]:
@@ -208,18 +210,24 @@ def rope_bf16(shape: Shape, back: bool = False) -> Case:
         rest = rounded(given[:, :, H + K :]) if back else given[:, :, H + K :]
         assert np.array_equal(got[:, :, H + K :].reshape(rest.shape), rest), "a head too many"
         turned = given[:, :, : H + K]
-        want = turn(turned, THETA)
+        want = turn(turned, THETA, positions)
         if back:
             near(got[:, :, : H + K], want, 1e-5)
             return []
-        return [("rotary", got[:, :, : H + K], want, (turned, THETA), {})]
+        return [("rotary", got[:, :, : H + K], want, (turned, THETA, positions), {})]
 
     def run(team: Team, a: Arrays) -> None:
-        work = team.rope_bwd_bf16 if back else team.rope_bf16
-        work(a[name], a["x"], a["cosine"], a["sine"], H + K, T)
+        operands = (a[name], a["x"], a["cosine"], a["sine"], H + K)
+        if at:
+            (team.rope_bwd_at_bf16 if back else team.rope_at_bf16)(*operands, a["positions"])
+        else:
+            (team.rope_bwd_bf16 if back else team.rope_bf16)(*operands, T)
 
     empty = (poison_bf16 if back else poison)(*x.shape)
-    return Case({"x": x, "cosine": cosine, "sine": sine}, {name: empty}, run, due)
+    reads = {"x": x, "cosine": cosine, "sine": sine}
+    if positions is not None:
+        reads["positions"] = positions.reshape(-1)
+    return Case(reads, {name: empty}, run, due)
 
 
 ON = functools.partial
@@ -244,5 +252,7 @@ BUILDERS: dict[str, tuple[Builder, str]] = {
     "from_bf16": (from_bf16, "flat"),
     "rope_bf16": (rope_bf16, "attention"),
     "rope_bwd_bf16": (ON(rope_bf16, back=True), "attention"),
+    "rope_at_bf16": (ON(rope_bf16, at=True), "attention"),
+    "rope_bwd_at_bf16": (ON(rope_bf16, back=True, at=True), "attention"),
 }
 GRID = [(op, shape) for op, (_, grid) in BUILDERS.items() for shape in WHOLE[grid]]

@@ -19,6 +19,7 @@ from product_cases import embedding_weight, matmul_dx_swiglu, matmul_swiglu, wei
 from sampled_cases import adamw_rest_rows, adamw_rows, head_sampled, squared_norm_rows
 from softmax_cases import SOFTMAX
 from tolerance import SHAPES
+from window_cases import attention_windows, attention_windows_bwd, rope_at
 
 from crystalline._native import Team
 
@@ -353,6 +354,10 @@ BUILDERS: dict[str, tuple[Builder, str]] = {
     "adamw_rows": (adamw_rows, "rows"),
     "squared_norm_rows": (squared_norm_rows, "rows"),
     "adamw_rest_rows": (adamw_rest_rows, "rows"),
+    "rope_at": (rope_at, "attention"),
+    "rope_at inverse": (ON(rope_at, inverse=True), "attention"),
+    "attention_windows": (attention_windows, "attention"),
+    "attention_windows_bwd": (attention_windows_bwd, "attention"),
     **SOFTMAX,
 }
 GRID = [(op, shape) for op, (_, grid) in BUILDERS.items() for shape in SHAPES[grid]]

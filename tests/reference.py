@@ -5,8 +5,7 @@ Forward and backward stand together. Backward takes the gradient of the loss wit
 outputs (``dy`` for ``y``) and returns it with respect to the inputs.
 
 Arguments may be float32; ``@float64`` widens them first, so that no reference is ever computed in
-the precision it is meant to judge. Only the two emulations at the end are float32, because there
-the order of the roundings is the very thing to be tested.
+the precision it is meant to judge.
 
 Shapes: R rows (any leading axes where the text says rows), B batch, T time, D width, H query heads,
 K key/value heads, Dh head width, F feed-forward width, V vocabulary.
@@ -101,50 +100,64 @@ def rotary_angles(T: int, Dh: int, theta: float) -> Array:
 
 
 def rotate(x: Array, angle: Array) -> Array:
-    """Turn each pair of x(B,T,H,Dh) by angle(T,Dh/2), as complex numbers a + ib would turn."""
+    """Turn each pair of x(B,T,H,Dh) by angle(B or 1,T,Dh/2), as complex a + ib would turn."""
     a, b = np.split(x, 2, axis=-1)
-    cos, sin = np.cos(angle)[:, None, :], np.sin(angle)[:, None, :]
+    cos, sin = np.cos(angle)[..., None, :], np.sin(angle)[..., None, :]
     return np.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
 
 
 @float64
-def rotary(x: Array, theta: float) -> Array:
-    """x(B,T,H,Dh) -> y, positions 0..T-1."""
-    return rotate(x, rotary_angles(x.shape[1], x.shape[3], theta))
+def rotary(x: Array, theta: float, positions: Array | None = None) -> Array:
+    """x(B,T,H,Dh) -> y, positions(B,T) or 0..T-1 in every sequence."""
+    return rotate(x, rotary_angles(x.shape[1], x.shape[3], theta)[positions])
 
 
 @float64
-def rotary_backward(dy: Array, theta: float) -> Array:
+def rotary_backward(dy: Array, theta: float, positions: Array | None = None) -> Array:
     """A rotation's transpose is the rotation back."""
-    return rotate(dy, -rotary_angles(dy.shape[1], dy.shape[3], theta))
+    return rotate(dy, -rotary_angles(dy.shape[1], dy.shape[3], theta)[positions])
 
 
 # --- Causal grouped-query attention (Vaswani et al. 2017; Ainslie et al. 2023).
 #     s = q k^T / sqrt(Dh) where key <= query;  p = softmax(s) = exp(s - lse);  out = p v.
-#     Query head h reads key/value head h // (H / K).
+#     Query head h reads key/value head h // (H / K).  `seen` masks more than what comes later.
 
 
-def attention_probabilities(q: Array, k: Array) -> tuple[Array, Array]:
+def same_window(positions: Array | None) -> Array | bool:
+    """seen(B,1,T,T) of positions(B,T): each 0 begins a window, and nothing is seen outside it."""
+    if positions is None:
+        return True
+    n = np.cumsum(positions == 0, axis=1)
+    return n[:, None, :, None] == n[:, None, None, :]
+
+
+def attention_probabilities(
+    q: Array, k: Array, seen: Array | bool = True
+) -> tuple[Array, Array]:
     """p(B,H,T,T) and lse(B,H,T), for k already repeated to H heads."""
     T, Dh = q.shape[1], q.shape[3]
     s = np.einsum("bihd,bjhd->bhij", q, k) / math.sqrt(Dh)
-    s = np.where(np.tri(T, dtype=bool), s, -np.inf)
+    s = np.where(np.tri(T, dtype=bool) & seen, s, -np.inf)
     m = s.max(axis=-1, keepdims=True)
     lse = m + np.log(np.exp(s - m).sum(axis=-1, keepdims=True))
     return np.exp(s - lse), lse[..., 0]
 
 
 @float64
-def attention(q: Array, k: Array, v: Array) -> tuple[Array, Array]:
+def attention(
+    q: Array, k: Array, v: Array, seen: Array | bool = True
+) -> tuple[Array, Array]:
     """q(B,T,H,Dh), k, v(B,T,K,Dh) -> out(B,T,H,Dh), lse(B,T,H)."""
     group = q.shape[2] // k.shape[2]
     k, v = np.repeat(k, group, axis=2), np.repeat(v, group, axis=2)
-    p, lse = attention_probabilities(q, k)
+    p, lse = attention_probabilities(q, k, seen)
     return np.einsum("bhij,bjhd->bihd", p, v), lse.transpose(0, 2, 1)
 
 
 @float64
-def attention_backward(dout: Array, q: Array, k: Array, v: Array) -> tuple[Array, Array, Array]:
+def attention_backward(
+    dout: Array, q: Array, k: Array, v: Array, seen: Array | bool = True
+) -> tuple[Array, Array, Array]:
     """dv = p^T dout;  dp = dout v^T;  ds = p (dp - rowsum(p dp));  dq = ds k / sqrt(Dh), dk alike.
 
     A kernel that keeps (out, lse) gets p = exp(s - lse) and rowsum(p dp) = rowsum(dout out) from
@@ -153,7 +166,7 @@ def attention_backward(dout: Array, q: Array, k: Array, v: Array) -> tuple[Array
     B, T, H, Dh = q.shape
     K = k.shape[2]
     k, v = np.repeat(k, H // K, axis=2), np.repeat(v, H // K, axis=2)
-    p, _ = attention_probabilities(q, k)
+    p, _ = attention_probabilities(q, k, seen)
     dv = np.einsum("bhij,bihd->bjhd", p, dout)
     dp = np.einsum("bihd,bjhd->bhij", dout, v)
     ds = p * (dp - np.sum(p * dp, axis=-1, keepdims=True))
@@ -267,17 +280,19 @@ def clip_factor(squared: float, max_norm: float) -> float:
 # --- The decoder: x += attention(norm(x)); x += mlp(norm(x)), L times; norm; output projection.
 
 
-def decoder_layer(c: ModelConfig, w: Weights, x: Array) -> tuple[Array, SimpleNamespace]:
+def decoder_layer(
+    c: ModelConfig, w: Weights, x: Array, positions: Array | None = None
+) -> tuple[Array, SimpleNamespace]:
     """One layer; w has the layer's own names. Returns the new x(B,T,D) and what backward needs."""
     B, T, D = x.shape
-    a = SimpleNamespace(x=x)
+    a = SimpleNamespace(x=x, positions=positions, seen=same_window(positions))
 
     a.h, a.rrms = rmsnorm(x, w["input_layernorm.weight"], c.norm_eps)
     q = matmul(a.h, w["self_attn.q_proj.weight"]).reshape(B, T, c.heads, c.head_dim)
     k = matmul(a.h, w["self_attn.k_proj.weight"]).reshape(B, T, c.kv_heads, c.head_dim)
     a.v = matmul(a.h, w["self_attn.v_proj.weight"]).reshape(B, T, c.kv_heads, c.head_dim)
-    a.q, a.k = rotary(q, c.rope_theta), rotary(k, c.rope_theta)
-    out, _ = attention(a.q, a.k, a.v)
+    a.q, a.k = (rotary(y, c.rope_theta, positions) for y in (q, k))
+    out, _ = attention(a.q, a.k, a.v, a.seen)
     a.out = out.reshape(B, T, D)
     a.mid = x + matmul(a.out, w["self_attn.o_proj.weight"])
 
@@ -307,8 +322,8 @@ def decoder_layer_backward(
 
     d["self_attn.o_proj.weight"] = matmul_dw(dmid, a.out)
     dout = matmul_dx(dmid, w["self_attn.o_proj.weight"]).reshape(B, T, c.heads, c.head_dim)
-    dq, dk, dv = attention_backward(dout, a.q, a.k, a.v)
-    dq, dk = rotary_backward(dq, c.rope_theta), rotary_backward(dk, c.rope_theta)
+    dq, dk, dv = attention_backward(dout, a.q, a.k, a.v, a.seen)
+    dq, dk = (rotary_backward(dy, c.rope_theta, a.positions) for dy in (dq, dk))
     dh = np.zeros((B, T, D))
     for name, dheads in (("q", dq), ("k", dk), ("v", dv)):
         weight, dz = f"self_attn.{name}_proj.weight", dheads.reshape(B, T, -1)
@@ -325,12 +340,14 @@ def layer_weights(w: Weights, i: int) -> Weights:
     return {name.removeprefix(prefix): a for name, a in w.items() if name.startswith(prefix)}
 
 
-def decoder_hidden(c: ModelConfig, w: Weights, ids: Array) -> tuple[Array, list[SimpleNamespace]]:
+def decoder_hidden(
+    c: ModelConfig, w: Weights, ids: Array, positions: Array | None = None
+) -> tuple[Array, list[SimpleNamespace]]:
     """ids(B,T) -> the hidden states h(B,T,D) that the output projection reads, and the tape."""
     x = embedding(w[EMBED], ids)
     tape = []
     for i in range(c.layers):
-        x, a = decoder_layer(c, layer_weights(w, i), x)
+        x, a = decoder_layer(c, layer_weights(w, i), x, positions)
         tape.append(a)
     h, rrms = rmsnorm(x, w[FINAL_NORM], c.norm_eps)
     tape.append(SimpleNamespace(x=x, rrms=rrms))
@@ -343,21 +360,25 @@ def decoder_logits(c: ModelConfig, w: Weights, ids: Array) -> Array:
     return matmul(h, w[EMBED if c.tied else HEAD])
 
 
-def decoder_loss(c: ModelConfig, w: Weights, ids: Array, targets: Array) -> float:
+def decoder_loss(
+    c: ModelConfig, w: Weights, ids: Array, targets: Array, positions: Array | None = None
+) -> float:
     """Mean cross-entropy in nats over the targets(B,T) that are not -1; 0 if there are none."""
-    h, _ = decoder_hidden(c, w, ids)
+    h, _ = decoder_hidden(c, w, ids, positions)
     losses = linear_cross_entropy(
         h.reshape(-1, c.dim), w[EMBED if c.tied else HEAD], targets.reshape(-1)
     )
     return float(losses.sum()) / max(1, int(np.sum(targets != -1)))
 
 
-def decoder_backward(c: ModelConfig, w: Weights, ids: Array, targets: Array) -> Weights:
+def decoder_backward(
+    c: ModelConfig, w: Weights, ids: Array, targets: Array, positions: Array | None = None
+) -> Weights:
     """The gradient of decoder_loss for every weight, under the weight's name.
 
     A tied embedding is read twice, so its gradient is the sum of both uses.
     """
-    h, tape = decoder_hidden(c, w, ids)
+    h, tape = decoder_hidden(c, w, ids, positions)
     head = EMBED if c.tied else HEAD
     scale = 1 / max(1, int(np.sum(targets != -1)))
     dh, dhead = linear_cross_entropy_backward(
@@ -372,27 +393,3 @@ def decoder_backward(c: ModelConfig, w: Weights, ids: Array, targets: Array) -> 
     d[EMBED] = embedding_backward(dx, ids, c.vocab_size)
     d[head] = d[head] + dhead if c.tied else dhead
     return d
-
-
-# --- The two fixed orders of summation (MATH.md section 6), bit by bit in float32.
-
-
-def fixed_tree(s: Array) -> Array:
-    """s(12, ...) float32, the sums of the 12 groups -> their total(...), four threes in a row."""
-    s = s.astype(np.float32)
-    q = [(s[3 * j] + s[3 * j + 1]) + s[3 * j + 2] for j in range(4)]
-    return ((q[0] + q[1]) + q[2]) + q[3]
-
-
-def lane_sum(x: Array) -> Array:
-    """x(..., n) float32 -> sum(...): lane l adds x[l], x[l+16], ... to 0 in order; 16>8>4>2>1."""
-    x = x.astype(np.float32)
-    padded = np.zeros((*x.shape[:-1], -(-x.shape[-1] // 16) * 16), np.float32)
-    padded[..., : x.shape[-1]] = x
-    lanes = np.zeros((*x.shape[:-1], 16), np.float32)
-    for start in range(0, padded.shape[-1], 16):
-        lanes = lanes + padded[..., start : start + 16]
-    while lanes.shape[-1] > 1:
-        half = lanes.shape[-1] // 2
-        lanes = lanes[..., :half] + lanes[..., half:]
-    return lanes[..., 0]

@@ -12,8 +12,8 @@ import re
 
 import numpy as np
 import pytest
-import reference as ref
 from case import EPS, Array, draw, groups_of, poison
+from reference_sums import fixed_tree, lane_sum
 from tolerance import SHAPES
 
 from crystalline._native import ISAS, Team, available_isas
@@ -61,7 +61,7 @@ def test_matmul_dw_is_the_tree_of_chains(R: int, groups: Array, team: Team) -> N
     dy, x, before = draw(R, N), powers_of_two(R, K), draw(N, K)
     dw, s = poison(N, K), group_sums(dy[:, :, None] * x[:, None, :], groups)
     team.matmul_dw(dw, dy, x, groups)
-    assert np.array_equal(dw, ref.fixed_tree(s))
+    assert np.array_equal(dw, fixed_tree(s))
     dw = before.copy()
     team.matmul_dw(dw, dy, x, groups, accumulate=True)
     assert np.array_equal(dw, tree_onto(before, s))
@@ -73,7 +73,7 @@ def test_rmsnorm_dw_is_the_tree_of_chains(R: int, groups: Array, team: Team) -> 
     dy, x, r, w, before = draw(R, D), powers_of_two(R, D), powers_of_two(R), draw(D), draw(D)
     dx, dw, s = poison(R, D), poison(D), group_sums(dy * x * r[:, None], groups)
     team.rmsnorm_bwd(dx, dw, dy, x, w, r, groups)
-    assert np.array_equal(dw, ref.fixed_tree(s))
+    assert np.array_equal(dw, fixed_tree(s))
     dw = before.copy()
     team.rmsnorm_bwd(dx, dw, dy, x, w, r, groups, accumulate=True)
     assert np.array_equal(dw, tree_onto(before, s))
@@ -87,7 +87,7 @@ def test_embedding_dw_is_the_tree_of_chains(R: int, groups: Array, team: Team) -
     stands = ids[:, None, None] == np.arange(V)[:, None]  # (R, V, 1)
     dw, s = poison(V, D), group_sums(dx[:, None] * stands, groups)
     team.embedding_bwd(dw, dx, ids, groups, order, index)
-    assert np.array_equal(dw, ref.fixed_tree(s))
+    assert np.array_equal(dw, fixed_tree(s))
     dw = before.copy()
     team.embedding_bwd(dw, dx, ids, groups, order, index, accumulate=True)
     assert np.array_equal(dw, tree_onto(before, s))
@@ -115,7 +115,7 @@ def test_head_dw_is_the_tree_of_chains(R: int, V: int, groups: Array, team: Team
     # dz of one row, times its h, is what that row alone gives.
     rows = np.stack([head_dw(team, h[r : r + 1], w, targets[r : r + 1], one) for r in range(R)])
     assert np.array_equal(
-        head_dw(team, h, w, targets, groups), ref.fixed_tree(group_sums(rows, groups))
+        head_dw(team, h, w, targets, groups), fixed_tree(group_sums(rows, groups))
     )
 
 
@@ -124,7 +124,7 @@ def test_the_norm_of_a_row_is_a_lane_sum(R: int, D: int, team: Team) -> None:
     x, y, r = powers_of_two(R, D), poison(R, D), poison(R)
     team.rmsnorm(y, r, x, draw(D), EPS)
     one, eps = np.float32(1), np.float32(EPS)
-    assert np.array_equal(r, one / np.sqrt(ref.lane_sum(x * x) / np.float32(D) + eps))
+    assert np.array_equal(r, one / np.sqrt(lane_sum(x * x) / np.float32(D) + eps))
 
 
 @pytest.mark.parametrize("n", [1, 143, 144, 145, 1003, 65537])
@@ -133,7 +133,7 @@ def test_squared_norm_adds_144_lane_sums_in_order(n: int, team: Team) -> None:
     cuts = [n * i // 144 for i in range(145)]
     total = 0.0
     for a, b in itertools.pairwise(cuts):
-        total += float(ref.lane_sum(x[a:b] ** 2))
+        total += float(lane_sum(x[a:b] ** 2))
     assert team.squared_norm(x) == total
 
 

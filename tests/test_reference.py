@@ -11,6 +11,7 @@ import pytest
 import reference as ref
 import torch
 from numpy.typing import NDArray
+from reference_sums import fixed_tree, lane_sum
 from sampled_reference import sampled_cross_entropy, sampled_cross_entropy_backward
 from tolerance import assert_close
 from torch.nn import functional
@@ -67,6 +68,7 @@ def assert_near(got: Array, want: Array, relative: float, what: str) -> None:
 
 
 IDS, TARGETS = np.array([3, 0, 3, 1, 3]), np.array([2, -1, 0, 5, 2])
+POSITIONS = np.array([[0, 1, 0, 1, 2], [0, 0, 1, 2, 0]])
 SAMPLES, LOG_EXPECTED = np.array([0, 2, 3]), -np.arange(6) / 4  # two of the targets are sampled
 # Name: inputs, forward(*inputs), backward(dy, *inputs) with one gradient for each input.
 GRADIENTS: dict[str, tuple[list[Array], Callable[..., Any], Callable[..., Any]]] = {
@@ -94,6 +96,16 @@ GRADIENTS: dict[str, tuple[list[Array], Callable[..., Any], Callable[..., Any]]]
         [normal(2, 4, H, 4, seed=i) for i, H in enumerate((6, 2, 2))],
         lambda q, k, v: ref.attention(q, k, v)[0],
         ref.attention_backward,
+    ),
+    "rotary, windows": (
+        [normal(2, 5, 3, 6)],
+        lambda x: ref.rotary(x, THETA, POSITIONS),
+        lambda dy, x: (ref.rotary_backward(dy, THETA, POSITIONS),),
+    ),
+    "attention, windows": (
+        [normal(2, 5, H, 4, seed=i) for i, H in enumerate((2, 1, 1))],
+        lambda q, k, v: ref.attention(q, k, v, ref.same_window(POSITIONS))[0],
+        lambda dy, q, k, v: ref.attention_backward(dy, q, k, v, ref.same_window(POSITIONS)),
     ),
     "swiglu": ([3 * normal(3, 8)], ref.swiglu, lambda dy, gu: (ref.swiglu_backward(dy, gu),)),
     "embedding": (
@@ -128,17 +140,20 @@ def test_backward_is_the_derivative_of_forward(name: str) -> None:
         assert_near(got[i], want, 1e-8, f"{name}: input {i}")
 
 
+@pytest.mark.parametrize("positions", [None, POSITIONS[:, :4]])
 @pytest.mark.parametrize("tied", [False, True])
-def test_decoder_backward_is_the_derivative_of_its_loss(tied: bool) -> None:
+def test_decoder_backward_is_the_derivative_of_its_loss(
+    tied: bool, positions: Array | None
+) -> None:
     c = ModelConfig(
         vocab_size=7, dim=4, layers=2, heads=2, kv_heads=1, hidden=5, seq_len=4, tied=tied
     )
     w = random_weights(c)
     ids, targets = ids_and_targets(c, 2, 4)
-    got = ref.decoder_backward(c, w, ids, targets)
+    got = ref.decoder_backward(c, w, ids, targets, positions)
     assert set(got) == set(w)
     for name, x in w.items():
-        want = numeric_gradient(lambda: ref.decoder_loss(c, w, ids, targets), x)
+        want = numeric_gradient(lambda: ref.decoder_loss(c, w, ids, targets, positions), x)
         assert_near(got[name], want, 1e-7, name)
 
 
@@ -294,10 +309,10 @@ def test_fixed_tree_adds_in_the_written_order() -> None:
     b = 2.0**30  # So large that b + 1 is b in float32: each order of these terms has its own sum.
     threes = np.array([b, -b, 1, b, 1, -b, 1, b, -b, 1, 1, 0])
     across = np.array([b, 0, 0, 1, 0, 0, -b, 0, 0, 1, 0, 0])
-    assert ref.fixed_tree(threes) == 3
-    assert ref.fixed_tree(across) == 1
-    assert np.array_equal(ref.fixed_tree(np.stack([threes, across], axis=1)), [3, 1])
-    assert ref.fixed_tree(threes).dtype == np.float32
+    assert fixed_tree(threes) == 3
+    assert fixed_tree(across) == 1
+    assert np.array_equal(fixed_tree(np.stack([threes, across], axis=1)), [3, 1])
+    assert fixed_tree(threes).dtype == np.float32
 
 
 @pytest.mark.parametrize("n", [0, 1, 15, 16, 17, 100, 1003])
@@ -308,7 +323,7 @@ def test_lane_sum_adds_in_the_written_order(n: int) -> None:
         lanes[i % 16] = lanes[i % 16] + x[i]
     for half in (8, 4, 2, 1):
         lanes = [lanes[i] + lanes[i + half] for i in range(half)]
-    got = ref.lane_sum(x)
+    got = lane_sum(x)
     assert got.dtype == np.float32
     assert got == lanes[0]
-    assert np.array_equal(ref.lane_sum(np.stack([x, 2 * x])), [got, 2 * got])
+    assert np.array_equal(lane_sum(np.stack([x, 2 * x])), [got, 2 * got])

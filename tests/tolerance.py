@@ -58,13 +58,15 @@ def rmsnorm_dw(dy: Array, x: Array, w: Array, eps: float) -> Array:
     return ref.rmsnorm_backward(abs(dy), abs(x), w, r)[1]
 
 
-def rotary(x: Array, _theta: float) -> Array:
+def rotary(x: Array, _theta: float, _positions: Array | None = None) -> Array:
     """|a| + |b| for both entries of a pair: cos and sin are at most 1 and good to U each."""
     a, b = np.split(abs(x), 2, axis=-1)
     return np.concatenate([a + b, a + b], axis=-1)
 
 
-def attention(q: Array, k: Array, v: Array, dout: Array | None = None) -> dict[str, Array]:
+def attention(
+    q: Array, k: Array, v: Array, dout: Array | None = None, seen: Array | bool = True
+) -> dict[str, Array]:
     """All scales of attention. A score is wrong by U |q||k| / sqrt(Dh); exp makes that relative.
 
     c(i) = 1 + max_j |q_i||k_j| / sqrt(Dh) is therefore the error of row i of p, in U.
@@ -72,9 +74,9 @@ def attention(q: Array, k: Array, v: Array, dout: Array | None = None) -> dict[s
     B, T, H, Dh = q.shape
     K = k.shape[2]
     q, k, v = (np.repeat(a, H // a.shape[2], axis=2).astype(np.float64) for a in (q, k, v))
-    p, lse = ref.attention_probabilities(q, k)
+    p, lse = ref.attention_probabilities(q, k, seen)
     size = np.einsum("bihd,bjhd->bhij", abs(q), abs(k)) / math.sqrt(Dh)
-    c = 1 + np.max(np.where(np.tri(T, dtype=bool), size, 0), axis=-1)
+    c = 1 + np.max(np.where(np.tri(T, dtype=bool) & seen, size, 0), axis=-1)
     cp = c[..., None] * p
     out = np.einsum("bhij,bjhd->bihd", cp, abs(v))
     scale = {"out": out, "lse": (c + abs(lse)).transpose(0, 2, 1)}
@@ -164,11 +166,11 @@ TOLERANCE: dict[str, Rule] = {
     "rmsnorm.dx": Rule(12, rmsnorm_dx, "rrms to the third power, one mean, four products"),
     "rmsnorm.dw": Rule(8, rmsnorm_dw, "rrms, two products, a sum over tokens"),
     "rotary": Rule(4, rotary, "cos and sin rounded from float64, two products, one sum"),
-    "attention.out": Rule(6, lambda q, k, v: attention(q, k, v)["out"], "chain, exp, chain"),
-    "attention.lse": Rule(5, lambda q, k, v: attention(q, k, v)["lse"], "exp, sum, log"),
-    "attention.dq": Rule(2.5, lambda dout, q, k, v: attention(q, k, v, dout)["dq"], "p, dp, chain"),
-    "attention.dk": Rule(2.5, lambda dout, q, k, v: attention(q, k, v, dout)["dk"], "as dq"),
-    "attention.dv": Rule(8, lambda dout, q, k, v: attention(q, k, v, dout)["dv"], "p, chain"),
+    "attention.out": Rule(6, lambda *qkv, **m: attention(*qkv, **m)["out"], "chain, exp, chain"),
+    "attention.lse": Rule(5, lambda *qkv, **m: attention(*qkv, **m)["lse"], "exp, sum, log"),
+    "attention.dq": Rule(2.5, lambda d, *qkv, **m: attention(*qkv, d, **m)["dq"], "p, dp, chain"),
+    "attention.dk": Rule(2.5, lambda d, *qkv, **m: attention(*qkv, d, **m)["dk"], "as dq"),
+    "attention.dv": Rule(8, lambda d, *qkv, **m: attention(*qkv, d, **m)["dv"], "p, chain"),
     "swiglu.act": Rule(8, lambda gu: abs(ref.swiglu(gu)), "exp, a division, two products"),
     "swiglu.dgu": Rule(8, swiglu_dgu, "exp, a division, five products and sums"),
     "embedding.dw": Rule(

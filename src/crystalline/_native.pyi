@@ -133,6 +133,15 @@ class Rows(Softmaxes):
         position: int = 0,
         inverse: bool = False,
     ) -> None: ...
+    def rope_at(
+        self,
+        x: _Floats,
+        cosine: _Floats,
+        sine: _Floats,
+        heads: int,
+        positions: _Ids,
+        inverse: bool = False,
+    ) -> None: ...
     def swiglu(self, act: _Floats, gu: _Floats) -> None: ...
     def swiglu_bwd(self, dgu: _Floats, dact: _Floats, gu: _Floats) -> None: ...
     def swiglu_bwd_act(self, dgu: _Floats, act: _Floats, gu: _Floats) -> None: ...
@@ -171,6 +180,28 @@ class Attends(Rows):
         K: int,
         lengths: _Starts | None = None,
     ) -> None: ...
+    def attention_windows(
+        self,
+        out: _Floats,
+        lse: _Floats,
+        qkv: _Floats,
+        starts: _Starts,
+        H: int,
+        K: int,
+        lengths: _Starts | None = None,
+    ) -> None: ...
+    def attention_windows_bwd(
+        self,
+        dqkv: _Floats,
+        dout: _Floats,
+        out: _Floats,
+        qkv: _Floats,
+        lse: _Floats,
+        starts: _Starts,
+        H: int,
+        K: int,
+        lengths: _Starts | None = None,
+    ) -> None: ...
     def attention_cached(
         self, out: _Floats, qkv: _Floats, keys: _Floats, values: _Floats, H: int, position: int
     ) -> None: ...
@@ -195,6 +226,12 @@ class Narrow(Attends):
     ) -> None: ...
     def rope_bwd_bf16(
         self, dx: _Bf16, dy: _Floats, cosine: _Floats, sine: _Floats, heads: int, T: int
+    ) -> None: ...
+    def rope_at_bf16(
+        self, y: _Floats, x: _Bf16, cosine: _Floats, sine: _Floats, heads: int, positions: _Ids
+    ) -> None: ...
+    def rope_bwd_at_bf16(
+        self, dx: _Bf16, dy: _Floats, cosine: _Floats, sine: _Floats, heads: int, positions: _Ids
     ) -> None: ...
 
 class Generates(Narrow):

@@ -351,3 +351,20 @@ cdef extern from "crystalline/parallel.h" nogil:
              const float *logits, const int32_t *targets, int64_t R, int64_t V)
     cry_status cry_exp(const cry_team *team, float *y, const float *x, int64_t n)
     cry_status cry_log(const cry_team *team, float *y, const float *x, int64_t n)
+    int64_t cry_need_windows(int64_t W)
+    cry_status cry_attention_windows(const cry_team *team, float *out, float *lse,
+             const float *qkv, int64_t R, const cry_attention *shape, const int64_t *starts,
+             const int64_t *lengths, int64_t W)
+    cry_status cry_attention_windows_bwd(const cry_team *team, float *dqkv, const float *dout,
+             const float *out, const float *qkv, const float *lse, int64_t R,
+             const cry_attention *shape, const int64_t *starts, const int64_t *lengths,
+             int64_t W)
+    cry_status cry_rope_at(const cry_team *team, float *x, const float *cosine,
+             const float *sine, int64_t R, int64_t stride, int64_t heads, int64_t head_dim,
+             const int32_t *positions, int64_t count, int inverse)
+    cry_status cry_rope_at_bf16(const cry_team *team, float *y, const cry_bf16 *x,
+             const float *cosine, const float *sine, int64_t R, int64_t stride, int64_t heads,
+             int64_t head_dim, const int32_t *positions, int64_t count)
+    cry_status cry_rope_bwd_at_bf16(const cry_team *team, cry_bf16 *dx, const float *dy,
+             const float *cosine, const float *sine, int64_t R, int64_t stride, int64_t heads,
+             int64_t head_dim, const int32_t *positions, int64_t count)

@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from crystalline.arrays import (
     Floats,
@@ -21,6 +21,7 @@ from crystalline.arrays import (
     whole,
 )
 from crystalline.optim import power
+from crystalline.positions import window_starts
 from crystalline.team import shared_team
 
 Pair = tuple[Floats, Floats]
@@ -70,45 +71,57 @@ def rmsnorm_backward(
 
 
 def _turned(
-    op: str, x: ArrayLike, cosine: ArrayLike, sine: ArrayLike, position: int, out: Any,
-    threads: Threads, isa: Isa,
+    op: str, x: ArrayLike, cosine: ArrayLike, sine: ArrayLike, position: int, positions: Any,
+    out: Any, threads: Threads, isa: Isa,
 ) -> Floats:  # fmt: skip
     a, c = floats(op, "x", x), floats(op, "cosine", cosine)
     position = whole(op, "position", position)
     if a.ndim < 3 or a.shape[-1] % 2:
         raise ValueError(f"{op}: x has shape {a.shape}, but must be (..., T, H, Dh), Dh even")
     T, H, Dh = a.shape[-3:]
-    if c.ndim != 2 or c.shape[1] != Dh // 2 or not 0 <= position <= c.shape[0] - T:
+    least = 1 if positions is not None else T
+    if c.ndim != 2 or c.shape[1] != Dh // 2 or not 0 <= position <= c.shape[0] - least:
         raise ValueError(
             f"{op}: cosine has shape {c.shape}, but for {T} rows from position {position} must "
-            f"be ({max(position, 0) + T} or more, {Dh // 2})"
+            f"be ({max(position, 0) + least} or more, {Dh // 2})"
         )
     s = floats(op, "sine", sine, c.shape)
     y = output(op, "out", out, a.shape)
-    c, s = apart(c, y), apart(s, y)
+    c, s, at = apart(c, y), apart(s, y), None
+    if positions is not None:
+        at = apart(ids(op, "positions", positions, 0, c.shape[0] - position), y)
+        if at.shape != a.shape[:-2]:
+            raise ValueError(f"{op}: positions has shape {at.shape}, but must have {a.shape[:-2]}")
     np.copyto(y, a)
     if y.size:
+        inverse = op == "rope_backward"
         with shared_team(threads, isa) as team:
-            team.rope(rows(y, H * Dh), c, s, H, T, position, inverse=op == "rope_backward")
+            if at is None:
+                team.rope(rows(y, H * Dh), c, s, H, T, position, inverse)
+            else:
+                team.rope_at(rows(y, H * Dh), c[position:], s[position:], H, at.ravel(), inverse)
     return y
 
 
 def rope(
     x: ArrayLike, cosine: ArrayLike, sine: ArrayLike, position: int = 0, *,
+    positions: ArrayLike | None = None,
     out: Any = None, threads: Threads = None, isa: Isa = None,
 ) -> Floats:  # fmt: skip
     """x (..., T, H, Dh) with entries i and i + Dh/2 of every head turned by the angles of positions
     ``position``, ``position`` + 1, ... (Su et al. 2021); tables by ``rope_tables(positions, Dh,
-    theta)``."""
-    return _turned("rope", x, cosine, sine, position, out, threads, isa)
+    theta)``. With ``positions`` (..., T), whole numbers, row t is at ``position`` +
+    ``positions[..., t]`` instead."""
+    return _turned("rope", x, cosine, sine, position, positions, out, threads, isa)
 
 
 def rope_backward(
     dy: ArrayLike, cosine: ArrayLike, sine: ArrayLike, position: int = 0, *,
+    positions: ArrayLike | None = None,
     out: Any = None, threads: Threads = None, isa: Isa = None,
 ) -> Floats:  # fmt: skip
     """dx from dy: the rotation back, the same arguments otherwise."""
-    return _turned("rope_backward", dy, cosine, sine, position, out, threads, isa)
+    return _turned("rope_backward", dy, cosine, sine, position, positions, out, threads, isa)
 
 
 def _packed(op: str, q: ArrayLike, k: ArrayLike, v: ArrayLike) -> Floats:
@@ -127,49 +140,80 @@ def _packed(op: str, q: ArrayLike, k: ArrayLike, v: ArrayLike) -> Floats:
     return np.concatenate([a, b, c], axis=2)
 
 
+def _windows(op: str, positions: ArrayLike, B: int, T: int) -> NDArray[np.int64]:
+    """The starts of the windows, and B T."""
+    at = ids(op, "positions", positions, 0, T)
+    if at.shape != (B, T):
+        raise ValueError(f"{op}: positions has shape {at.shape}, but must have {(B, T)}")
+    return window_starts(at, f"{op}: positions")
+
+
+def _lse_places(begin: NDArray[np.int64], B: int, H: int) -> NDArray[np.int64]:
+    """(B, H, T): where the kernels have an entry of lse, each window's being (H, its rows)."""
+    sizes = np.diff(begin)
+    first, size = np.repeat(begin[:-1], sizes), np.repeat(sizes, sizes)
+    row, head = np.arange(len(size)), np.arange(H)[:, None]
+    places: NDArray[np.int64] = first * (H - 1) + row + head * size
+    return places.reshape(H, B, -1).transpose(1, 0, 2)
+
+
 def attention(
-    q: ArrayLike, k: ArrayLike, v: ArrayLike, *,
+    q: ArrayLike, k: ArrayLike, v: ArrayLike, *, positions: ArrayLike | None = None,
     lse: Any = None, out: Any = None, threads: Threads = None, isa: Isa = None,
 ) -> Floats:  # fmt: skip
     """softmax(q k^T / sqrt(Dh)) v where the key is not after the query (Vaswani et al. 2017): q
     (B, T, H, Dh), k and v (B, T, K, Dh) -> (B, T, H, Dh); K divides H, and query head h reads
     key head h // (H / K) (Ainslie et al. 2023). ``lse`` (B, H, T), if given, gets the logarithms
-    of the sums, which the backward needs. Memory grows with T, not with its square."""
+    of the sums, which the backward needs. Memory grows with T, not with its square.
+
+    ``positions`` (B, T), whole numbers, cuts the sequences into windows (packed documents): one
+    begins at every 0, positions rise by one in it, and it attends to itself alone, with the bits
+    that it has as a sequence of its own."""
     qkv = _packed("attention", q, k, v)
     B, T, H, Dh = np.shape(q)
     K = np.shape(k)[2]
+    begin = None if positions is None else _windows("attention", positions, B, T)
     y = output("attention", "out", out, (B, T, H, Dh))
     told = output("attention", "lse", lse, (B, H, T))
     if np.may_share_memory(y, told):
         raise ValueError("attention: lse overlaps out; give it memory of its own")
     if y.size:
+        flat, packed = rows(y, H * Dh), rows(qkv, (H + 2 * K) * Dh)
         with shared_team(threads, isa) as team:
-            team.attention(
-                rows(y, H * Dh), told.reshape(-1), rows(qkv, (H + 2 * K) * Dh), T, H, K
-            )
+            if begin is None:
+                team.attention(flat, told.reshape(-1), packed, T, H, K)
+            else:
+                windowed = np.empty(told.size, np.float32)
+                team.attention_windows(flat, windowed, packed, begin, H, K)
+                told[...] = windowed[_lse_places(begin, B, H)]
     return y
 
 
 def attention_backward(
     dy: ArrayLike, q: ArrayLike, k: ArrayLike, v: ArrayLike, y: ArrayLike, lse: ArrayLike, *,
+    positions: ArrayLike | None = None,
     out: Any = None, threads: Threads = None, isa: Isa = None,
 ) -> tuple[Floats, Floats, Floats]:  # fmt: skip
-    """dq (B, T, H, Dh), dk and dv (B, T, K, Dh) from dy, what the forward had, and what it gave: y
-    (B, T, H, Dh) and lse (B, H, T) (Dao 2023)."""
+    """dq (B, T, H, Dh), dk and dv (B, T, K, Dh) from dy, what the forward had, ``positions``
+    included, and what it gave: y (B, T, H, Dh) and lse (B, H, T) (Dao 2023)."""
     op = "attention_backward"
     qkv = _packed(op, q, k, v)
     B, T, H, Dh = shape = np.shape(q)
     K = np.shape(k)[2]
+    begin = None if positions is None else _windows(op, positions, B, T)
     d, a = floats(op, "dy", dy, shape), floats(op, "y", y, shape)
     told = floats(op, "lse", lse, (B, H, T))
     dq, dk, dv = outputs(op, out, dq=shape, dk=np.shape(k), dv=np.shape(k))
     if B:
         dqkv, wide = np.empty_like(qkv), (H + 2 * K) * Dh
+        given = (rows(d, H * Dh), rows(a, H * Dh), rows(qkv, wide))
         with shared_team(threads, isa) as team:
-            team.attention_bwd(
-                rows(dqkv, wide), rows(d, H * Dh), rows(a, H * Dh), rows(qkv, wide),
-                told.reshape(-1), T, H, K,
-            )  # fmt: skip
+            if begin is None:
+                team.attention_bwd(rows(dqkv, wide), *given, told.reshape(-1), T, H, K)
+            else:
+                windowed = np.empty(told.size, np.float32)
+                windowed[_lse_places(begin, B, H)] = told
+                team.attention_windows_bwd(rows(dqkv, wide), *given, windowed, begin, H, K)
         dq[...], dk[...], dv[...] = np.split(dqkv, [H, H + K], axis=2)
     return dq, dk, dv
 

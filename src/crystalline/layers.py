@@ -2,9 +2,9 @@
 
 A step reads and writes named arrays of a :class:`Workspace`: w weights, g their gradients (same
 names), a activations (n those in bf16), one set per (batch, length); activations.py says which
-share memory.  R = B T rows, D width, F feed-forward width, E = (heads + 2 kv_heads) head_dim, V
-vocabulary.  ``dx`` (R, D) is the gradient of the residual stream, handed from step to step
-backwards.
+share memory.  R = B T rows, in W windows if sequences are packed, D width, F feed-forward width,
+E = (heads + 2 kv_heads) head_dim, V vocabulary.  ``dx`` (R, D) is the gradient of the residual
+stream, handed from step to step backwards.
 """
 
 from __future__ import annotations
@@ -36,12 +36,14 @@ class Workspace:
     groups: NDArray[np.int64]  # 13 row starts
     ids: NDArray[np.int32]  # (R,)
     targets: NDArray[np.int32]  # (R,), -1 where there is no loss
-    lengths: NDArray[np.int64]  # (B,), rows of each sequence up to its last target
+    lengths: NDArray[np.int64]  # (B,) or (W,), rows of each up to its last target
     T: int
     scale: float = 1.0  # of the loss, for its gradient
     accumulate: bool = False  # add to the gradients rather than set them
     log_expected: Floats | None = None  # (V,) of the sampled loss; None trains with the full one
     samples: NDArray[np.int32] | None = None  # (S,) rising, of the micro-step at hand
+    starts: NDArray[np.int64] | None = None  # (W + 1,) of windows; None: sequences of T rows
+    positions: NDArray[np.int32] | None = None  # (R,) with starts
 
 
 class Step(Protocol):
@@ -79,28 +81,49 @@ class Attention:
         self.a = f"{slot}."
 
     def forward(self, s: Workspace) -> None:
-        c, team, a = s.config, s.team, self.a
+        team, a = s.team, self.a
         x, h, qkv = s.a[a + "x"], s.a["h"], s.a[a + "qkv"]
         self._norm(s, h)
         team.matmul(qkv, h, s.w[self.w + "self_attn.qkv"])
-        team.rope(qkv, s.cosine, s.sine, c.heads + c.kv_heads, s.T)
-        team.attention(s.a[a + "att"], s.a[a + "lse"], qkv, s.T, c.heads, c.kv_heads, s.lengths)
+        self._turn(s, qkv)
+        self._attend(s, s.a[a + "att"], qkv)
         team.matmul(s.a[a + "mid"], s.a[a + "att"], s.w[self.w + "self_attn.o_proj.weight"], x)
 
     def _norm(self, s: Workspace, h: Floats) -> None:
         x, r, norm = s.a[self.a + "x"], s.a[self.a + "r1"], self.w + "input_layernorm.weight"
         s.team.rmsnorm(h, r, x, s.w[norm], s.config.norm_eps)
 
+    def _turn(self, s: Workspace, qkv: Floats, inverse: bool = False) -> None:
+        turned = s.config.heads + s.config.kv_heads
+        if s.positions is None:
+            s.team.rope(qkv, s.cosine, s.sine, turned, s.T, inverse=inverse)
+        else:
+            s.team.rope_at(qkv, s.cosine, s.sine, turned, s.positions, inverse)
+
+    def _attend(self, s: Workspace, out: Floats, qkv: Floats) -> None:
+        heads, lse = (s.config.heads, s.config.kv_heads), s.a[self.a + "lse"]
+        if s.starts is None:
+            s.team.attention(out, lse, qkv, s.T, *heads, s.lengths)
+        else:
+            s.team.attention_windows(out, lse, qkv, s.starts, *heads, s.lengths)
+
+    def _attend_bwd(
+        self, s: Workspace, dqkv: Floats, dout: Floats, out: Floats, qkv: Floats
+    ) -> None:
+        heads, lse = (s.config.heads, s.config.kv_heads), s.a[self.a + "lse"]
+        if s.starts is None:
+            s.team.attention_bwd(dqkv, dout, out, qkv, lse, s.T, *heads, s.lengths)
+        else:
+            s.team.attention_windows_bwd(dqkv, dout, out, qkv, lse, s.starts, *heads, s.lengths)
+
     def backward(self, s: Workspace) -> None:
-        c, team, a, more = s.config, s.team, self.a, s.accumulate
+        team, a, more = s.team, self.a, s.accumulate
         dx, datt, dqkv, qkv = s.a["dx"], s.a["dh"], s.a["dqkv"], s.a[a + "qkv"]
         out, norm = self.w + "self_attn.o_proj.weight", self.w + "input_layernorm.weight"
         team.matmul_dw(s.g[out], dx, s.a[a + "att"], s.groups, accumulate=more)
         team.matmul_dx(datt, dx, s.w[out])
-        team.attention_bwd(
-            dqkv, datt, s.a[a + "att"], qkv, s.a[a + "lse"], s.T, c.heads, c.kv_heads, s.lengths
-        )
-        team.rope(dqkv, s.cosine, s.sine, c.heads + c.kv_heads, s.T, inverse=True)
+        self._attend_bwd(s, dqkv, datt, s.a[a + "att"], qkv)
+        self._turn(s, dqkv, inverse=True)
         fused, dh = self.w + "self_attn.qkv", s.a["dh"]
         self._norm(s, dh)  # the norm's output stays in dh until its gradient takes its place
         team.matmul_dw(s.g[fused], dqkv, dh, s.groups, accumulate=more)

@@ -10,19 +10,19 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from crystalline.layers import Attention, FeedForward, Head, Kinds, Workspace
+from crystalline.layers import Attention, FeedForward, Floats, Head, Kinds, Workspace
 
 Narrow = NDArray[np.uint16]
 
 
 class AttentionBf16(Attention):
     def forward(self, s: Workspace) -> None:
-        c, team, a = s.config, s.team, self.a
+        team, a = s.team, self.a
         h, kept, att = s.n["h"], s.n[a + "qkv"], s.a["att"]
         self._narrow_norm(s, h)
         team.matmul_bf16(kept, h, s.w[self.w + "self_attn.qkv"])
-        team.rope_bf16(s.a["qkv"], kept, s.cosine, s.sine, c.heads + c.kv_heads, s.T)
-        team.attention(att, s.a[a + "lse"], s.a["qkv"], s.T, c.heads, c.kv_heads, s.lengths)
+        self._turned(s, s.a["qkv"], kept)
+        self._attend(s, att, s.a["qkv"])
         team.to_bf16(s.n[a + "att"].reshape(-1), att.reshape(-1))
         out = s.w[self.w + "self_attn.o_proj.weight"]
         team.matmul_bf16(s.a[a + "mid"], s.n[a + "att"], out, s.a[a + "x"])
@@ -31,20 +31,32 @@ class AttentionBf16(Attention):
         x, r, norm = s.a[self.a + "x"], s.a[self.a + "r1"], self.w + "input_layernorm.weight"
         s.team.rmsnorm_bf16(h, r, x, s.w[norm], s.config.norm_eps)
 
+    def _turned(self, s: Workspace, qkv: Floats, kept: Narrow) -> None:
+        turned = s.config.heads + s.config.kv_heads
+        if s.positions is None:
+            s.team.rope_bf16(qkv, kept, s.cosine, s.sine, turned, s.T)
+        else:
+            s.team.rope_at_bf16(qkv, kept, s.cosine, s.sine, turned, s.positions)
+
+    def _turned_bwd(self, s: Workspace, narrow: Narrow, dqkv: Floats) -> None:
+        turned = s.config.heads + s.config.kv_heads
+        if s.positions is None:
+            s.team.rope_bwd_bf16(narrow, dqkv, s.cosine, s.sine, turned, s.T)
+        else:
+            s.team.rope_bwd_at_bf16(narrow, dqkv, s.cosine, s.sine, turned, s.positions)
+
     def backward(self, s: Workspace) -> None:
-        c, team, a, more = s.config, s.team, self.a, s.accumulate
+        team, a, more = s.team, self.a, s.accumulate
         dx, datt, dqkv, qkv, att = (s.a[name] for name in ("dx", "dh", "dqkv", "qkv", "att"))
         out, norm = self.w + "self_attn.o_proj.weight", self.w + "input_layernorm.weight"
-        fused, heads = self.w + "self_attn.qkv", c.heads + c.kv_heads
+        fused = self.w + "self_attn.qkv"
         team.to_bf16(s.n["dx"].reshape(-1), dx.reshape(-1))
         team.matmul_dw_bf16(s.g[out], s.n["dx"], s.n[a + "att"], s.groups, accumulate=more)
         team.matmul_dx_bf16(datt, s.n["dx"], s.w[out])
         team.from_bf16(att.reshape(-1), s.n[a + "att"].reshape(-1))
-        team.rope_bf16(qkv, s.n[a + "qkv"], s.cosine, s.sine, heads, s.T)
-        team.attention_bwd(
-            dqkv, datt, att, qkv, s.a[a + "lse"], s.T, c.heads, c.kv_heads, s.lengths
-        )
-        team.rope_bwd_bf16(s.n["dqkv"], dqkv, s.cosine, s.sine, heads, s.T)
+        self._turned(s, qkv, s.n[a + "qkv"])
+        self._attend_bwd(s, dqkv, datt, att, qkv)
+        self._turned_bwd(s, s.n["dqkv"], dqkv)
         self._narrow_norm(s, s.n["h"])
         team.matmul_dw_bf16(s.g[fused], s.n["dqkv"], s.n["h"], s.groups, accumulate=more)
         team.matmul_dx_bf16(s.a["dh"], s.n["dqkv"], s.w[fused])

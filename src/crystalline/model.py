@@ -18,7 +18,7 @@ from crystalline.errors import UsageError
 from crystalline.layers import FP32, Floats, SampledHead, Workspace, decoder_steps
 from crystalline.layers_bf16 import BF16
 from crystalline.memory import arena
-from crystalline.positions import rope_tables
+from crystalline.positions import rope_tables, window_starts
 
 GROUPS = 12
 
@@ -136,6 +136,7 @@ class Decoder:
             ids=np.zeros(B * T, np.int32), targets=np.zeros(B * T, np.int32),
             lengths=np.full(B, T, np.int64), T=T, log_expected=log_expected,
         )  # fmt: skip
+        self._lengths, self._positions = self.space.lengths, np.zeros(B * T, np.int32)
         self.steps = decoder_steps(c, training, kinds)
         self.group_losses = [0.0] * GROUPS  # of the last batch
         rows = np.diff(starts * T)
@@ -146,21 +147,42 @@ class Decoder:
         self, ids: NDArray[np.int32], targets: NDArray[np.int32],
         positions: NDArray[np.int32] | None = None,
     ) -> None:  # fmt: skip
-        if positions is not None:
-            raise NotImplementedError("positions")
         if ids.shape != (self.B, self.T) or targets.shape != ids.shape:
             raise ValueError(
                 f"batch is {ids.shape} with targets {targets.shape}, "
                 f"but was planned as ({self.B}, {self.T})"
             )
-        for to, given in ((self.space.ids, ids), (self.space.targets, targets)):
-            # No index is outside; only with "clip" does NumPy write without a copy between.
-            np.take(given, self.order, 0, to.reshape(self.B, self.T), "clip")
-        # What comes after a sequence's last target can change nothing: attention leaves it out.
+        self._lay_out(ids, self.space.ids)
+        self._lay_out(targets, self.space.targets)
+        # What comes after the last target can change nothing: attention leaves it out.
+        if positions is not None:
+            self._take_windows(positions)
+            return
+        self.space.starts = self.space.positions = None
+        self.space.lengths = self._lengths
         self.space.lengths[...] = self.T
         if self.space.targets.min() < 0:
             learnt = self.space.targets.reshape(self.B, self.T) >= 0
             self.space.lengths[...] = np.where(learnt, np.arange(1, self.T + 1), 0).max(1)
+
+    def _lay_out(self, given: NDArray[np.int32], to: NDArray[np.int32]) -> None:
+        """The sequences group by group."""
+        # No index is outside; only with "clip" does NumPy write without a copy between.
+        np.take(given, self.order, 0, to.reshape(self.B, self.T), "clip")
+
+    def _take_windows(self, positions: NDArray[np.int32]) -> None:
+        s = self.space
+        if positions.shape != (self.B, self.T) or positions.dtype != np.int32:
+            raise ValueError(
+                f"positions are {positions.shape} of {positions.dtype}, "
+                f"but must be ({self.B}, {self.T}) of int32"
+            )
+        window_starts(positions)  # whose errors name a sequence by the caller's order
+        self._lay_out(positions, self._positions)
+        s.positions = self._positions
+        s.starts = window_starts(s.positions.reshape(self.B, self.T))
+        learnt = np.where(s.targets >= 0, s.positions + np.int64(1), 0)
+        s.lengths = np.maximum.reduceat(learnt, s.starts[:-1])
 
     def _loss(self) -> float:
         """The sum of the losses: in a group in row order, then by the tree of the groups."""
@@ -174,7 +196,12 @@ class Decoder:
         self, ids: NDArray[np.int32], targets: NDArray[np.int32],
         positions: NDArray[np.int32] | None = None,
     ) -> float:  # fmt: skip
-        """The summed cross-entropy in nats of ids, targets (B, T); targets of -1 do not count."""
+        """The summed cross-entropy in nats of ids, targets (B, T); targets of -1 do not count.
+
+        ``positions`` (B, T) int32 packs windows into the sequences: they begin where it is 0, rise
+        by one, and each is as if it stood in a row alone, to the last bit.  None: a sequence is one
+        window.  ValueError where positions are anything else.
+        """
         self._take(ids, targets, positions)
         for step in self.steps:
             step.forward(self.space)

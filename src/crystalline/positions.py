@@ -1,4 +1,4 @@
-"""Tables of rotary positions, the same bits on every machine.
+"""Rotary positions: their tables, the same bits on every machine, and the windows they tell of.
 
 The system's cosine differs between machines in the last bit, so each frequency's first angle comes
 from decimal arithmetic and the others from it by the addition theorem, in plain double products
@@ -43,3 +43,25 @@ def rope_tables(
         c, s = c * c - s * s, (s * c) + (s * c)
         done += n
     return cosine.astype(np.float32), sine.astype(np.float32)
+
+
+def window_starts(
+    positions: NDArray[np.int32], name: str = "positions"
+) -> NDArray[np.int64]:
+    """Where windows begin in the rows of positions (B, T), one sequence behind the other; last, how
+    many rows there are.  A position is the row's place in its window.
+
+    ValueError where a sequence does not begin with 0, or a position is neither 0, which begins a
+    window, nor one more than the one before.
+    """
+    wrong = positions != 0
+    starts = np.append(np.flatnonzero(~wrong), positions.size)
+    wrong[:, 1:] &= positions[:, 1:] != positions[:, :-1] + 1
+    if wrong.any():
+        b, t = np.argwhere(wrong)[0].tolist()
+        before = f"after {positions[b, t - 1]}" if t else "in front"
+        raise ValueError(
+            f"{name}: sequence {b} has {positions[b, t]} {before}, at {t}; a sequence begins "
+            "with 0, and then comes one more or, where a window begins, 0"
+        )
+    return starts

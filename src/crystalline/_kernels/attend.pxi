@@ -44,6 +44,53 @@ cdef class Attends(Rows):
                                        &lse[0], qkv.shape[0] // T, &shape, ends)
         self._leave("attention_bwd", status)
 
+    def attention_windows(self, float[:, ::1] out, float[::1] lse, const float[:, ::1] qkv,
+                          const int64_t[::1] starts, int64_t H, int64_t K,
+                          const int64_t[::1] lengths=None):
+        """``attention`` over W windows: window w is rows starts (W + 1)[w] .. starts[w + 1], and as a
+        sequence of its own; from its row lengths (W)[w] on it is padding.  Its lse begins at
+        starts[w] H."""
+        cdef cry_status status
+        cdef cry_attention shape = _shape("attention_windows", qkv, 1, H, K)
+        cdef int64_t R = qkv.shape[0], W = starts.shape[0] - 1
+        _windows("attention_windows", starts, lengths, R)
+        _same("attention_windows", "rows of out", out.shape[0], "rows of qkv", R)
+        _same("attention_windows", "columns of out", out.shape[1], "heads x width",
+              H * shape.head_dim)
+        _same("attention_windows", "entries of lse", lse.shape[0], "rows x heads", R * H)
+        cdef const int64_t *ends = _lengths("attention_windows", lengths, W)
+        self._reserve(cry_need_windows(W), cry_need_attention(&shape, 0))
+        self._enter()
+        with nogil:
+            status = cry_attention_windows(&self.c, &out[0, 0], &lse[0], &qkv[0, 0], R, &shape,
+                                           &starts[0], ends, W)
+        self._leave("attention_windows", status)
+
+    def attention_windows_bwd(self, float[:, ::1] dqkv, const float[:, ::1] dout,
+                              const float[:, ::1] out, const float[:, ::1] qkv,
+                              const float[::1] lse, const int64_t[::1] starts, int64_t H, int64_t K,
+                              const int64_t[::1] lengths=None):
+        """dqkv, shaped like qkv, from dout, shaped like out, and what ``attention_windows`` was
+        given."""
+        cdef cry_status status
+        cdef str op = "attention_windows_bwd"
+        cdef cry_attention shape = _shape(op, qkv, 1, H, K)
+        cdef int64_t R = qkv.shape[0], W = starts.shape[0] - 1
+        _windows(op, starts, lengths, R)
+        _same(op, "rows of dqkv", dqkv.shape[0], "rows of qkv", R)
+        _same(op, "columns of dqkv", dqkv.shape[1], "columns of qkv", qkv.shape[1])
+        for rows, columns in ((dout.shape[0], dout.shape[1]), (out.shape[0], out.shape[1])):
+            _same(op, "rows of out or dout", rows, "rows of qkv", R)
+            _same(op, "columns of out or dout", columns, "heads x width", H * shape.head_dim)
+        _same(op, "entries of lse", lse.shape[0], "rows x heads", R * H)
+        cdef const int64_t *ends = _lengths(op, lengths, W)
+        self._reserve(cry_need_windows(W), cry_need_attention(&shape, 1))
+        self._enter()
+        with nogil:
+            status = cry_attention_windows_bwd(&self.c, &dqkv[0, 0], &dout[0, 0], &out[0, 0],
+                                               &qkv[0, 0], &lse[0], R, &shape, &starts[0], ends, W)
+        self._leave(op, status)
+
     def attention_cached(self, float[:, ::1] out, const float[:, ::1] qkv, float[:, :, ::1] keys,
                          float[:, :, ::1] values, int64_t H, int64_t position):
         """New rows qkv join the cache, keys (K, Dh, C) and values (K, C, Dh up to 32), and attend."""

@@ -30,7 +30,7 @@ cdef inline object _check(str op, cry_status status):
     raise ValueError(op + ": " + {
         CRY_BAD_SHAPE: "a size is zero, negative or does not fit the others",
         CRY_BAD_GROUPS: "the 13 group starts must rise from 0 to the number of rows",
-        CRY_BAD_INDEX: "a token id or target is outside the vocabulary",
+        CRY_BAD_INDEX: "a token id or target is outside the vocabulary, or a position outside the tables",
         CRY_NO_SCRATCH: "the team has too little work space",
         CRY_BAD_ISA: "needs a CPU with AVX512_BF16; see has_bf16",
         CRY_BAD_LIST: "rows and samples must rise strictly inside the vocabulary",
@@ -60,3 +60,18 @@ cdef inline const int64_t *_lengths(str op, const int64_t[::1] lengths, int64_t 
         return NULL
     _same(op, "lengths", lengths.shape[0], "the number of sequences", B)
     return &lengths[0] if B else NULL
+
+
+cdef inline object _windows(str op, const int64_t[::1] starts, const int64_t[::1] lengths, int64_t R):
+    """That starts (W + 1) rise from 0 to R, and lengths (W) are no more than the rows between."""
+    cdef int64_t w, W = starts.shape[0] - 1
+    if W < 0 or starts[0] != 0 or starts[W] != R:
+        raise ValueError(f"{op}: starts must rise from 0 to the number of rows, {R}")
+    if lengths is not None:
+        _same(op, "lengths", lengths.shape[0], "the number of windows", W)
+    for w in range(W):
+        if starts[w] > starts[w + 1]:
+            raise ValueError(f"{op}: start {w} is {starts[w]}, but start {w + 1} is {starts[w + 1]}")
+        if lengths is not None and not 0 <= lengths[w] <= starts[w + 1] - starts[w]:
+            raise ValueError(f"{op}: length {w} is {lengths[w]}, but window {w} has "
+                             f"{starts[w + 1] - starts[w]} rows")

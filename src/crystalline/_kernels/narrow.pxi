@@ -136,6 +136,33 @@ cdef class Narrow(Attends):
                                        dy.shape[0], dy.shape[1], heads, 2 * cosine.shape[1], T)
         self._leave("rope_bwd_bf16", status)
 
+    def rope_at_bf16(self, float[:, ::1] y, const uint16_t[:, ::1] x, const float[:, ::1] cosine,
+                     const float[:, ::1] sine, int64_t heads, const int32_t[::1] positions):
+        """``rope_bf16`` with row r at positions (R)[r]."""
+        cdef cry_status status
+        _tables_reach("rope_at_bf16", y.shape, x.shape, cosine.shape, sine.shape, 0)
+        _same("rope_at_bf16", "positions", positions.shape[0], "rows of the operand", x.shape[0])
+        self._enter()
+        with nogil:
+            status = cry_rope_at_bf16(&self.c, &y[0, 0], &x[0, 0], &cosine[0, 0], &sine[0, 0],
+                                      x.shape[0], x.shape[1], heads, 2 * cosine.shape[1],
+                                      &positions[0], cosine.shape[0])
+        self._leave("rope_at_bf16", status)
+
+    def rope_bwd_at_bf16(self, uint16_t[:, ::1] dx, const float[:, ::1] dy,
+                         const float[:, ::1] cosine, const float[:, ::1] sine, int64_t heads,
+                         const int32_t[::1] positions):
+        """``rope_bwd_bf16`` with row r at positions (R)[r]."""
+        cdef cry_status status
+        _tables_reach("rope_bwd_at_bf16", dx.shape, dy.shape, cosine.shape, sine.shape, 0)
+        _same("rope_bwd_at_bf16", "positions", positions.shape[0], "rows of the operand", dy.shape[0])
+        self._enter()
+        with nogil:
+            status = cry_rope_bwd_at_bf16(&self.c, &dx[0, 0], &dy[0, 0], &cosine[0, 0], &sine[0, 0],
+                                          dy.shape[0], dy.shape[1], heads, 2 * cosine.shape[1],
+                                          &positions[0], cosine.shape[0])
+        self._leave("rope_bwd_at_bf16", status)
+
 
 cdef object _tables_reach(str op, const Py_ssize_t *to, const Py_ssize_t *of,
                           const Py_ssize_t *cosine, const Py_ssize_t *sine, int64_t T):

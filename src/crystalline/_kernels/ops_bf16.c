@@ -7,6 +7,7 @@ typedef struct narrow_job {
     float *rrms, *wide;
     const float *x, *w, *sine;
     const cry_bf16 *in;
+    const int32_t *positions;
     int64_t rows, width, span, heads, head_dim, T;
     float eps;
 } narrow_job;
@@ -113,7 +114,7 @@ static void rope_task(void *context, int64_t task, int thread)
     const narrow_job *w = context;
     SPAN_OF(w, task);
     for (int64_t r = at; r < at + n; r++) {
-        int64_t place = r % w->T, i = r * width;
+        int64_t place = w->positions ? w->positions[r] : r % w->T, i = r * width;
         if (w->in)
             kernels->rope(w->wide + i, w->in + i, w->w, w->sine, 1, width, w->heads, w->head_dim, place, w->T);
         else
@@ -148,4 +149,31 @@ cry_status cry_rope_bwd_bf16(const cry_team *team, cry_bf16 *dx, const float *dy
     return rope(team, (narrow_job){.team = team, .out = dx, .x = dy, .w = cosine, .sine = sine,
                                    .rows = R, .width = stride, .heads = heads, .head_dim = head_dim,
                                    .T = T});
+}
+
+/* At positions, of which the tables have T. */
+static cry_status rope_at(const cry_team *team, narrow_job job)
+{
+    if (team->bf16 && job.rows >= 0 && !cry_positions_ok(job.positions, job.rows, job.T))
+        return CRY_BAD_INDEX;
+    return rope(team, job);
+}
+
+cry_status cry_rope_at_bf16(const cry_team *team, float *y, const cry_bf16 *x, const float *cosine,
+                            const float *sine, int64_t R, int64_t stride, int64_t heads,
+                            int64_t head_dim, const int32_t *positions, int64_t count)
+{
+    return rope_at(team, (narrow_job){.team = team, .wide = y, .in = x, .w = cosine, .sine = sine,
+                                      .rows = R, .width = stride, .heads = heads,
+                                      .head_dim = head_dim, .positions = positions, .T = count});
+}
+
+cry_status cry_rope_bwd_at_bf16(const cry_team *team, cry_bf16 *dx, const float *dy,
+                                const float *cosine, const float *sine, int64_t R, int64_t stride,
+                                int64_t heads, int64_t head_dim, const int32_t *positions,
+                                int64_t count)
+{
+    return rope_at(team, (narrow_job){.team = team, .out = dx, .x = dy, .w = cosine, .sine = sine,
+                                      .rows = R, .width = stride, .heads = heads,
+                                      .head_dim = head_dim, .positions = positions, .T = count});
 }

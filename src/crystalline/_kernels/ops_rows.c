@@ -6,6 +6,7 @@ typedef struct rows_job {
     const cry_team *team;
     float *out, *out2, *out3;
     const float *in, *in2, *in3, *in4, *in5;
+    const int32_t *positions;
     int64_t rows, D, stride, heads, position, T, span;
     float eps;
     int inverse, far;
@@ -90,7 +91,7 @@ static void rope_task(void *context, int64_t task, int thread)
     SPAN_OF(w, task);
     for (int64_t r = at; r < at + n; r++)
         kernels->rope(w->out + r * w->stride, w->in, w->in2, 1, w->stride, w->heads, w->D,
-                      w->position + r % w->T, w->T, w->inverse);
+                      w->positions ? w->positions[r] : w->position + r % w->T, w->T, w->inverse);
 }
 
 cry_status cry_rope(const cry_team *team, float *x, const float *cosine, const float *sine, int64_t R,
@@ -102,6 +103,29 @@ cry_status cry_rope(const cry_team *team, float *x, const float *cosine, const f
         return CRY_BAD_SHAPE;
     rows_job job = {.team = team, .out = x, .in = cosine, .in2 = sine, .stride = stride, .D = head_dim,
                     .heads = heads, .position = position, .T = T, .inverse = inverse};
+    run_rows(&job, R, heads * head_dim, rope_task);
+    return CRY_OK;
+}
+
+int cry_positions_ok(const int32_t *positions, int64_t R, int64_t count)
+{
+    int32_t least = 0, most = 0;
+    for (int64_t r = 0; r < R; r++) {
+        least = positions[r] < least ? positions[r] : least;
+        most = positions[r] > most ? positions[r] : most;
+    }
+    return least == 0 && (R == 0 || most < count);
+}
+
+cry_status cry_rope_at(const cry_team *team, float *x, const float *cosine, const float *sine,
+                       int64_t R, int64_t stride, int64_t heads, int64_t head_dim,
+                       const int32_t *positions, int64_t count, int inverse)
+{
+    if (R < 0 || head_dim <= 0 || head_dim % 2 || heads <= 0 || heads > stride / head_dim)
+        return CRY_BAD_SHAPE;
+    if (!cry_positions_ok(positions, R, count)) return CRY_BAD_INDEX;
+    rows_job job = {.team = team, .out = x, .in = cosine, .in2 = sine, .stride = stride, .D = head_dim,
+                    .heads = heads, .positions = positions, .T = count, .inverse = inverse};
     run_rows(&job, R, heads * head_dim, rope_task);
     return CRY_OK;
 }

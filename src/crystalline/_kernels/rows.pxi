@@ -61,6 +61,20 @@ cdef class Rows(Softmaxes):
                               heads, 2 * cosine.shape[1], position, T, inverse)
         self._leave("rope", status)
 
+    def rope_at(self, float[:, ::1] x, const float[:, ::1] cosine, const float[:, ::1] sine,
+                int64_t heads, const int32_t[::1] positions, bint inverse=False):
+        """``rope`` with row r at positions (R)[r]."""
+        cdef cry_status status
+        _same("rope_at", "rows of sine", sine.shape[0], "rows of cosine", cosine.shape[0])
+        _same("rope_at", "columns of sine", sine.shape[1], "columns of cosine", cosine.shape[1])
+        _same("rope_at", "positions", positions.shape[0], "rows of x", x.shape[0])
+        self._enter()
+        with nogil:
+            status = cry_rope_at(&self.c, &x[0, 0], &cosine[0, 0], &sine[0, 0], x.shape[0],
+                                 x.shape[1], heads, 2 * cosine.shape[1], &positions[0],
+                                 cosine.shape[0], inverse)
+        self._leave("rope_at", status)
+
     def swiglu(self, float[:, ::1] act, const float[:, ::1] gu):
         """act (R, F) = silu(gate) * up, gu (R, 2 F) = [gate, up]."""
         cdef cry_status status

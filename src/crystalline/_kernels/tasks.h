@@ -126,5 +126,7 @@ void cry_weight_block(const cry_team *team, const cry_block *block, const cry_we
 void cry_sort_by_token(int32_t *list, int64_t *index, const int32_t *ids, int64_t R, int64_t V);
 /* Whether n > 0 indices rise strictly inside 0 .. V - 1: then no two tasks share a row. */
 int cry_rises(const int32_t *rows, int64_t n, int64_t V);
+/* Whether all positions are inside 0 .. count - 1. */
+int cry_positions_ok(const int32_t *positions, int64_t R, int64_t count);
 
 #endif

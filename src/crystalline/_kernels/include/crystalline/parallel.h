@@ -327,6 +327,35 @@ CRY_API cry_status cry_cross_entropy_bwd(const cry_team *team, float *dlogits, c
 CRY_API cry_status cry_exp(const cry_team *team, float *y, const float *x, int64_t n);
 CRY_API cry_status cry_log(const cry_team *team, float *y, const float *x, int64_t n);
 
+/* Rows in windows (packed documents): window w of W is rows starts[w] .. starts[w + 1] of R, and
+ * starts(W + 1) rise from 0 to R.  Each is to attention what a sequence is to cry_attention_fwd and
+ * cry_attention_bwd, with the same bits: of the first lengths[w] rows (NULL: all), its lse from place
+ * starts[w] H on.  shape->T is 1 or more and not looked at otherwise.  CRY_BAD_SHAPE also where a
+ * length is more than the window's rows.  Need cry_need_attention a thread and cry_need_windows in
+ * `shared`: CRY_NO_SCRATCH. */
+CRY_API int64_t cry_need_windows(int64_t W);
+CRY_API cry_status cry_attention_windows(const cry_team *team, float *out, float *lse,
+                                         const float *qkv, int64_t R, const cry_attention *shape,
+                                         const int64_t *starts, const int64_t *lengths, int64_t W);
+CRY_API cry_status cry_attention_windows_bwd(const cry_team *team, float *dqkv, const float *dout,
+                                             const float *out, const float *qkv, const float *lse,
+                                             int64_t R, const cry_attention *shape,
+                                             const int64_t *starts, const int64_t *lengths,
+                                             int64_t W);
+/* As cry_rope, cry_rope_bf16 and cry_rope_bwd_bf16 for row r at positions(R)[r] of the tables'
+ * `count`: CRY_BAD_INDEX where one is outside 0 .. count - 1. */
+CRY_API cry_status cry_rope_at(const cry_team *team, float *x, const float *cosine, const float *sine,
+                               int64_t R, int64_t stride, int64_t heads, int64_t head_dim,
+                               const int32_t *positions, int64_t count, int inverse);
+CRY_API cry_status cry_rope_at_bf16(const cry_team *team, float *y, const cry_bf16 *x,
+                                    const float *cosine, const float *sine, int64_t R,
+                                    int64_t stride, int64_t heads, int64_t head_dim,
+                                    const int32_t *positions, int64_t count);
+CRY_API cry_status cry_rope_bwd_at_bf16(const cry_team *team, cry_bf16 *dx, const float *dy,
+                                        const float *cosine, const float *sine, int64_t R,
+                                        int64_t stride, int64_t heads, int64_t head_dim,
+                                        const int32_t *positions, int64_t count);
+
 #ifdef __cplusplus
 }
 #endif
