@@ -13,7 +13,7 @@ import numpy as np
 from crystalline.candidates import Candidates
 from crystalline.config import PRESETS, TrainConfig, parameter_count
 from crystalline.model import Decoder, Parameters, check_precision, initialise
-from crystalline.optim import AdamW, AdamWConfig
+from crystalline.optimizers import AdamW, AdamWConfig
 from crystalline.plan import check_memory, check_samples, chosen_samples, flops_per_token
 from crystalline.sparse import touched_rows, vocabulary_weights
 from crystalline.team import make_team
