@@ -260,6 +260,42 @@ def test_rows_that_a_step_does_not_touch_have_a_gradient_of_zero(name: str) -> N
     assert results[0] == results[1]
 
 
+@pytest.mark.parametrize("op", ["lion_spans", "sgd_spans"])
+def test_spans_and_sizes_that_do_not_fit_are_refused(op: str) -> None:
+    named: dict[str, Any] = {"grad_scale": 1.0, "step_size": 0.1, "decay": 1.0}
+    named |= {"beta1": 0.9, "beta2": 0.99} if op == "lion_spans" else {"momentum": 0.9}
+    named |= {} if op == "lion_spans" else {"nesterov": True}
+    call, state = getattr(Team(1), op), [draw(8) for _ in range(3)]
+    for spans, told in (
+        ([(0, 4, 1), (3, 8, 0)], "span 1 is 3 .. 8, expected within 4 .. 8"),
+        ([(0, 9, 1)], "span 0 is 0 .. 9, expected within 0 .. 8"),
+        ([(0, 4)], "columns of spans is 2"),
+    ):
+        with pytest.raises(ValueError, match=f"{op}: {told}"):
+            call(*state, np.array(spans, np.int64), **named)
+    with pytest.raises(ValueError, match=f"{op}: entries of m is 7"):
+        call(state[0], state[1][:7], state[2], np.zeros((0, 3), np.int64), **named)
+
+
+def test_matrices_that_do_not_fit_are_refused() -> None:
+    named = {"grad_scale": 1.0, "momentum": 0.9, "nesterov": True, "decay": 1.0}
+    state, steps, team = [draw(12) for _ in range(3)], np.ones(1, np.float32), Team(1)
+    coefficients = np.array(JORDAN, np.float32)
+    for matrices, told in (
+        ([(1, 3, 4)], "matrix 0 is 3 x 4 at 1, expected within 0 .. 12"),
+        ([(-1, 3, 3)], "matrix 0 is 3 x 3 at -1"),
+        ([(0, 0, 3)], "matrix 0 is 0 x 3 at 0"),
+        ([(0, 2, 2), (3, 2, 2)], "step_sizes is 1, but matrices is 2"),
+    ):
+        with pytest.raises(ValueError, match=f"muon_step: {told}"):
+            team.muon_step(*state, np.array(matrices, np.int64), steps, coefficients, **named)
+    both, two = np.array([(0, 2, 2), (3, 2, 2)], np.int64), np.ones(2, np.float32)
+    with pytest.raises(ValueError, match="muon_step: matrix 1 is 2 x 2 at 3, expected within 4"):
+        team.muon_step(*state, both, two, coefficients, **named)
+    with pytest.raises(ValueError, match="muon_step: coefficients has no rows"):
+        team.muon_step(*state, both[:1], steps, coefficients[:0], **named)
+
+
 # --- The average of the weights.
 
 
