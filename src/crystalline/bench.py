@@ -13,7 +13,7 @@ import numpy as np
 from crystalline.candidates import Candidates
 from crystalline.config import PRESETS, TrainConfig, parameter_count
 from crystalline.model import Decoder, Parameters, check_precision, initialise
-from crystalline.optim import AdamW, AdamWConfig
+from crystalline.optimizers import make_optimizer
 from crystalline.plan import check_memory, check_samples, chosen_samples, flops_per_token
 from crystalline.sparse import touched_rows, vocabulary_weights
 from crystalline.team import make_team
@@ -24,8 +24,9 @@ WARM_UP = 2  # steps before the clock counts: they touch the memory for the firs
 def bench_step(
     preset: str, batch: int, seq: int | None, steps: int, threads: int | None = None,
     loss: str = "full", samples: int | None = None, precision: str = "fp32",
+    optimizer: str = "adamw",
 ) -> dict[str, Any]:  # fmt: skip
-    """Times training steps (forward, backward, clipping, AdamW) on random ids; with
+    """Times training steps (forward, backward, clipping, ``optimizer``) on random ids; with
     the sampled loss, samples are drawn and rows caught up as in training.
 
     ``seq`` None is the preset's own length.  The times are medians over ``steps``; ``gflops`` is
@@ -41,12 +42,15 @@ def bench_step(
     check_samples(options, V)
     S = chosen_samples(options, V)
     check_precision(config, team, precision)
-    check_memory(config, B, T, team, S, precision, True)
+    check_memory(config, B, T, team, S, precision, True, optimizer)
     weights, gradients = Parameters(config), Parameters(config)
     initialise(weights, 0)
     candidates = Candidates(np.ones(V, np.int64), S, 0, team) if S else None
     sparse = vocabulary_weights(config) if candidates else ()
-    optimizer = AdamW(weights, team, AdamWConfig(), sparse)
+    updates = make_optimizer(
+        optimizer, weights, team, sparse, weight_decay=0.1, embedding_decay=None, norm_decay=0.0,
+        clip=1.0,
+    )  # fmt: skip
     expected = candidates.log_expected if candidates else None
     decoder = Decoder(weights, team, B, T, gradients, precision, expected, True)
     rng = np.random.default_rng(0)
@@ -57,9 +61,9 @@ def bench_step(
         begun = time.perf_counter()
         drawn = candidates.draw(place) if candidates else None
         if drawn is not None:
-            optimizer.begin(gradients, touched_rows(config, [(ids, targets)], [drawn]))
+            updates.begin(gradients, touched_rows(config, [(ids, targets)], [drawn]))
         decoder.gradient(ids, targets, 1.0 / (B * T), False, drawn)
-        optimizer.step(gradients, 1e-4)
+        updates.step(gradients, 1e-4)
         spent.append(time.perf_counter() - begun)
     seconds = statistics.median(spent[WARM_UP:])
     speed = B * T / seconds
@@ -76,6 +80,7 @@ def bench_step(
         "precision": precision,
         "loss": loss,
         "samples": S,
+        "optimizer": optimizer,
         "steps": steps,
         "parameters": parameter_count(config),
         "mflop_per_token": flops_per_token(config, S) / 1e6,

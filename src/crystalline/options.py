@@ -49,6 +49,8 @@ _WANTED = {
     "loss": ("the name of a loss", "'full'"),
     "precision": ("the name of a precision", "'fp32'"),
     "packing": ("true or false", "true"),
+    "optimizer": ("the name of an optimizer", "'adamw'"),
+    "schedule": ("the name of a schedule", "'cosine'"),
 }
 
 

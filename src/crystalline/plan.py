@@ -14,9 +14,13 @@ from crystalline.activations import decoder_arrays, layout
 from crystalline.config import PRESETS, ModelConfig, TrainConfig, parameter_count
 from crystalline.errors import ConfigError
 from crystalline.model import group_starts
+from crystalline.optimizers import moment_floats
+from crystalline.schedule import Schedule
 
 DEFAULT_MINUTES = 5.0
 DEFAULT_SAMPLES = 512  # of the sampled loss
+# Learning rates beside AdamW's, which has 3e-3 at width 128.
+RATE_FACTORS = {"adamw": 1.0, "muon": 1.0, "lion": 0.1, "sgd": 30.0}
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,18 @@ class Recipe:
     samples: int = 0  # classes of the sampled loss; 0 with the full one
     precision: str = "fp32"
     packing: bool = False  # several windows in a row
+    optimizer: str = "adamw"
+    schedule: str = "cosine"
+    decay: float = 0.2  # share of the training in which wsd's learning rate falls
+    clip: float = 1.0  # the gradient's norm is held to this; 0 leaves it as it is
+    embedding_decay: float | None = None  # None: as weight_decay
+    norm_decay: float = 0.0
+    ema: float = 0.0  # of the average of the weights; 0: none
+
+    @property
+    def learning_rate(self) -> Schedule:
+        """The course of the learning rate."""
+        return Schedule(self.schedule, self.warmup, self.floor, self.decay)
 
     @property
     def sequences(self) -> int:
@@ -46,9 +62,10 @@ class Recipe:
         return self.accumulate == 1
 
     @property
-    def kind(self) -> tuple[int, str, bool]:
+    def kind(self) -> tuple[int, str, bool, str, bool]:
         """What the memory depends on beside the batch."""
-        return self.samples, self.precision, self.lends_gradients
+        averages = self.ema > 0
+        return self.samples, self.precision, self.lends_gradients, self.optimizer, averages
 
 
 # (width, layers, width of a head, sequence length): what is chosen from, smallest first.
@@ -198,30 +215,43 @@ def choose_recipe(budget: Budget, c: ModelConfig) -> Recipe:
     0.1, 2.08 with 0.5, 2.07 with 1).
     """
     options, passes = budget.options, budget.tokens(c) / max(budget.corpus_tokens, 1)
+    optimizer = options.optimizer or "adamw"
+    factor = RATE_FACTORS[optimizer]
+    said = {
+        name: value
+        for name in ("schedule", "warmup", "floor", "decay", "clip", "weight_decay",
+                     "embedding_decay", "norm_decay", "ema")
+        if (value := getattr(options, name)) is not None
+    }  # fmt: skip
+    # A step takes lr * weight_decay off a weight: as much with every optimizer.
+    chosen = {"weight_decay": round(min(max(0.1 * passes, 0.1), 1.0), 2) / factor}
     return Recipe(
         batch_size=options.batch_size or default_batch(c),
         accumulate=options.accumulate or 1,
-        lr=options.lr or 3e-3 * (128 / max(c.dim, 128)) ** 0.5,
+        lr=options.lr or factor * 3e-3 * (128 / max(c.dim, 128)) ** 0.5,
         seed=options.seed,
-        weight_decay=round(min(max(0.1 * passes, 0.1), 1.0), 2),
         loss=options.loss,
         samples=chosen_samples(options, c.vocab_size),
         precision=options.precision,
+        optimizer=optimizer,
+        **{**chosen, **said},
     )
 
 
 def memory_forecast(
     c: ModelConfig, B: int, T: int, team: Team, samples: int = 0, precision: str = "fp32",
-    lend_gradients: bool = False,
+    lend_gradients: bool = False, optimizer: str = "adamw", averages: bool = False,
 ) -> int:  # fmt: skip
-    """Bytes that training will hold: weights, gradients, two moments, the weights once more for
-    others to look at, activations, work space (with the sampled loss for so many samples)."""
+    """Bytes that training will hold: weights, gradients, the optimizer's moments, the weights once
+    more for others to look at, their average where there is one, activations, work space (with the
+    sampled loss for so many samples)."""
     arrays = decoder_arrays(c, B, T, True, precision == "bf16", samples > 0)
     activations = layout(arrays, c, lend_gradients).floats
     starts = group_starts(B) * T
     work = team.work_floats(starts, T, c.dim, c.heads, c.kv_heads, c.hidden, c.vocab_size,
-                            samples)  # fmt: skip
-    return 4 * (5 * parameter_count(c) + activations + int(work))
+                            samples, optimizer == "muon")  # fmt: skip
+    held = (4 if averages else 3) * parameter_count(c) + moment_floats(c, optimizer)
+    return 4 * (held + activations + int(work))
 
 
 def measuring_forecast(c: ModelConfig, B: int, team: Team, precision: str = "fp32") -> int:
@@ -234,10 +264,12 @@ def measuring_forecast(c: ModelConfig, B: int, team: Team, precision: str = "fp3
 
 def check_memory(
     c: ModelConfig, B: int, T: int, team: Team, samples: int = 0, precision: str = "fp32",
-    lend_gradients: bool = False,
+    lend_gradients: bool = False, optimizer: str = "adamw", averages: bool = False,
 ) -> int:  # fmt: skip
     """The forecast; ConfigError where the machine has less."""
-    need = memory_forecast(c, B, T, team, samples, precision, lend_gradients)
+    need = memory_forecast(
+        c, B, T, team, samples, precision, lend_gradients, optimizer, averages
+    )
     have = int(psutil.virtual_memory().available)
     if need > have:
         raise ConfigError(

@@ -97,16 +97,19 @@ def planned(e: Event) -> list[tuple[str, str]]:
         steps = f"resumed at step {e['step']:,} of {e['steps']:,}, steps"
     batch = f"{e['batch_size']} x {e['length']} tokens"
     batch += f" x {e['accumulate']} accumulated" if e["accumulate"] > 1 else ""
-    sampled = f", loss over {e['samples']:,} sampled tokens" if e["samples"] else ""
-    sampled += ", packed" if e["packing"] else ""
-    sampled += ", in bf16" if e["precision"] == "bf16" else ""
+    rest = f", loss over {e['samples']:,} sampled tokens" if e["samples"] else ""
+    rest += ", packed" if e["packing"] else ""
+    rest += ", in bf16" if e["precision"] == "bf16" else ""
+    rest += f", {e['optimizer']}" if e["optimizer"] != "adamw" else ""
+    rest += f", {e['schedule']}" if e["schedule"] != "cosine" else ""
+    rest += f", averaged by {e['ema']:g}" if e["ema"] else ""
     return [
         ("model", f"{short(e['parameters'])} parameters: {plural(e['layers'], 'layer')}, "
          f"width {e['dim']}, {plural(e['heads'], 'head')}{kv}, feed-forward {e['hidden']}, "
          f"context {e['seq_len']}"),
         ("data", f"{short(e['train_tokens'])} tokens to learn from{held}, "
          f"vocabulary {e['vocab_size']:,}"),
-        ("training", f"{steps} of {batch}, learning rate {e['lr']:.2g}, seed {e['seed']}{sampled}"),
+        ("training", f"{steps} of {batch}, learning rate {e['lr']:.2g}, seed {e['seed']}{rest}"),
         ("machine", f"{e['machine']}, {e['isa']}, memory forecast {e['memory_mib']:,.0f} MiB"),
         *mapping(e),
         ("folder", tame(e["out"])),
