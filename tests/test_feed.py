@@ -290,12 +290,12 @@ def test_killed_at_random_every_document_is_trained_once_an_epoch(tmp_path: Path
     rng, kills = random.Random(1), 0
     argv = [sys.executable, "-c", SCRIPT, str(folder), str(epochs)]
     while kills < KILLS:
-        before = os.stat(folder / "state.db-wal").st_mtime_ns if kills else 0
+        log = folder / "state.db-wal"
+        before = log.stat().st_mtime_ns if log.exists() else 0
         child = subprocess.Popen(argv, stderr=subprocess.PIPE)
         until = time.monotonic() + 60
         while child.poll() is None and time.monotonic() < until:
-            wal = folder / "state.db-wal"
-            if wal.exists() and wal.stat().st_mtime_ns != before:
+            if log.exists() and log.stat().st_mtime_ns != before:
                 break
             time.sleep(0.002)
         time.sleep(rng.random() * 0.3)
