@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -23,6 +24,7 @@ from crystalline.config import (
 from crystalline.data import Piece, collect, split
 from crystalline.errors import UsageError
 from crystalline.inference import Model, load
+from crystalline.memory import give_back
 from crystalline.model import check_precision
 from crystalline.options import load_toml, train_config
 from crystalline.plan import (
@@ -79,6 +81,9 @@ def train(
     with training(paths, out, **said) as trainer:
         trainer.run()
         threads = trainer.team.threads
+    # What training held goes before the model is read: it would lie beside it.
+    del trainer
+    gc.collect()
     return load(out, threads=threads)
 
 
@@ -201,6 +206,7 @@ def _created(
     check_precision(config, team, said.precision)
     check_memory(config, recipe.batch_size, config.seq_len, team, *recipe.kind)
     write_shards(folder, tokenizer, train_pieces, val_pieces, _reporter(tell, "tokens"))
+    give_back()
     course = Course(said.steps or 1)
     if said.epochs is not None:
         course = Course(_steps_of_epochs(folder, config, recipe, said.epochs))

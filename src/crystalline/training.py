@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from crystalline.batches import Batches, validation_batches
 from crystalline.candidates import Candidates
-from crystalline.checkpoint import load_model, load_training, save_model
+from crystalline.checkpoint import open_model, open_training, save_model
 from crystalline.config import ModelConfig
 from crystalline.errors import CheckpointError, NumericsError
 from crystalline.metrics import Metrics
@@ -111,8 +111,8 @@ class Training:
     @classmethod
     def resume(cls, out: Path, crew: Crew, on_event: OnEvent) -> Self:
         """The training as its last checkpoint left it."""
-        config, tokenizer, tensors = load_model(out)
-        optimizer, state = load_training(out)
+        config, tokenizer, tensors = open_model(out)
+        optimizer, state = open_training(out)
         try:
             recipe = Recipe(**state["recipe"])
             known = dict(state["progress"])
@@ -126,8 +126,9 @@ class Training:
             ) from error
         trainer = cls(out, config, recipe, tokenizer, crew, progress, on_event)
         trainer.weights.load(tensors)
-        trainer.optimizer.m.load({n: optimizer["m." + n] for n in trainer.weights.named})
-        trainer.optimizer.v.load({n: optimizer["v." + n] for n in trainer.weights.named})
+        for n in trainer.weights.named:
+            trainer.optimizer.m.named[n][...] = optimizer["m." + n]
+            trainer.optimizer.v.named[n][...] = optimizer["v." + n]
         trainer.optimizer.t = updates
         trainer.options, trainer.commands = state.get("options", {}), commands
         if state.get("data") != trainer.store.fingerprint:
