@@ -268,8 +268,9 @@ class Sparse(Generates):
 
 class Team(Sparse):
     def work_floats(
-        self, groups: _Starts, T: int, D: int, H: int, K: int, F: int, V: int, S: int = 0
-    ) -> int: ...
+        self, groups: _Starts, T: int, D: int, H: int, K: int, F: int, V: int, S: int = 0,
+        bf16: bool = False,
+    ) -> int: ...  # fmt: skip
     def head(
         self,
         losses: _Floats,

@@ -23,6 +23,10 @@ from crystalline.config import (
 )
 from crystalline.data import Piece, collect, split
 from crystalline.errors import UsageError
+from crystalline.forecast.choice import choose
+from crystalline.forecast.fits import check_memory
+from crystalline.forecast.machine import resident
+from crystalline.forecast.memory import MIB, Text, memory
 from crystalline.inference import Model, load
 from crystalline.memory import give_back
 from crystalline.model import check_precision
@@ -31,11 +35,9 @@ from crystalline.plan import (
     DEFAULT_MINUTES,
     Budget,
     Recipe,
-    check_memory,
     check_samples,
     choose_model,
     choose_recipe,
-    machine_flops,
 )
 from crystalline.schedule import Course
 from crystalline.shards import TokenStore, write_shards
@@ -61,6 +63,7 @@ def train(
     resume: bool = False,
     config: PathLike | None = None,
     on_event: OnEvent | None = None,
+    begun: float | None = None,
     **options: Any,
 ) -> Model:
     """Trains a model on files and folders of text or code and returns it.
@@ -72,12 +75,13 @@ def train(
     having stopped; only who works (``threads`` and the like) and a later end may be given then.
     ``on_event`` is called with a dict for all that happens (key ``event``: data, tokenizer, plan,
     step, validation, checkpoint, hierarchy, done, and progress while the text is prepared), from
-    the first step on in the training's own thread.
+    the first step on in the training's own thread.  ``minutes`` count from ``begun``, on the clock
+    of ``time.monotonic``: from the call, if it is not given.
 
     Raises UsageError for bad arguments or data, CheckpointError, NumericsError, and Interrupted
     after a signal, when the checkpoint has been written.
     """
-    said = {"resume": resume, "config": config, "on_event": on_event, **options}
+    said = {"resume": resume, "config": config, "on_event": on_event, "begun": begun, **options}
     with training(paths, out, **said) as trainer:
         trainer.run()
         threads = trainer.team.threads
@@ -95,13 +99,14 @@ def training(
     resume: bool = False,
     config: PathLike | None = None,
     on_event: OnEvent | None = None,
+    begun: float | None = None,
     **options: Any,
 ) -> Iterator[Trainer]:
     """As ``train``, but hands over the trainer, ready to ``run`` or to ``start`` in the background.
 
     Its folder is held until the end of the block, which stops what still runs, with a checkpoint.
     """
-    begun = time.monotonic()
+    begun = time.monotonic() if begun is None else begun
     tell = on_event or (lambda event: None)
     merged = load_toml(config) if config is not None else {}
     given = {k: v for k, v in options.items() if v is not None}
@@ -134,6 +139,7 @@ def _holds_model(folder: Path) -> bool:
 
 
 def _resumed(folder: Path, said: TrainConfig, merged: dict[str, Any], tell: OnEvent) -> Trainer:
+    base = resident()
     trainer = Trainer.resume(folder, _crew(said), tell)
     # A setting may be said again, as it was said or as it came out; it may not change.
     recorded = asdict(trainer.config) | asdict(trainer.recipe)
@@ -159,7 +165,7 @@ def _resumed(folder: Path, said: TrainConfig, merged: dict[str, Any], tell: OnEv
             f"{folder}: training is finished at step {p.step}; give steps, more than that, to go on"
         )
     trainer.metrics.forget_after(p.step)
-    _tell_plan(trainer, tell)
+    _tell_plan(trainer, tell, base)
     return trainer
 
 
@@ -177,7 +183,8 @@ def _created(
         nothing = Budget(said, 0)
         least = choose_model(nothing, SMALLEST_VOCAB)
         recipe = choose_recipe(nothing, least)
-        check_memory(least, recipe.batch_size, least.seq_len, team, *recipe.kind)
+        check_memory(least, recipe, team)
+    base = resident()
     sources, skipped = collect(paths)
     val_sources, val_skipped = collect(said.val) if said.val else (None, [])
     skipped = [*skipped, *val_skipped]
@@ -199,22 +206,21 @@ def _created(
         minutes = DEFAULT_MINUTES
     # The sizes are checked before anything is written.
     seconds = None if minutes is None else 60 * minutes - (time.monotonic() - begun)
-    budget = Budget(said, size // 3, seconds, machine_flops(team, said.precision))
-    config = choose_model(budget, tokenizer.vocab_size)
-    recipe = choose_recipe(budget, config)
+    choice = choose(Budget(said, size // 3, seconds), tokenizer.vocab_size, team)
+    config, recipe = choice.config, choice.recipe
     check_samples(said, config.vocab_size)
     check_precision(config, team, said.precision)
-    check_memory(config, recipe.batch_size, config.seq_len, team, *recipe.kind)
+    check_memory(config, recipe, team)
     write_shards(folder, tokenizer, train_pieces, val_pieces, _reporter(tell, "tokens"))
     give_back()
     course = Course(said.steps or 1)
     if said.epochs is not None:
         course = Course(_steps_of_epochs(folder, config, recipe, said.epochs))
     trainer = Trainer.create(folder, config, recipe, tokenizer, crew, course, tell)
-    trainer.options = asdict(said)
-    if minutes is not None:
-        trainer.aim(begun + 60 * minutes)
-    _tell_plan(trainer, tell)
+    trainer.options = asdict(said) | {"choice": choice.described()}
+    if minutes is not None and choice.pace is not None:
+        trainer.aim(begun + 60 * minutes, choice.pace.step(recipe))
+    _tell_plan(trainer, tell, base)
     return trainer
 
 
@@ -252,14 +258,18 @@ def _crew(said: TrainConfig) -> Crew:
     )  # fmt: skip
 
 
-def _tell_plan(trainer: Trainer, tell: OnEvent) -> None:
-    c, r = trainer.config, trainer.recipe
-    need = check_memory(c, r.batch_size, c.seq_len, trainer.team, *r.kind)
+def _tell_plan(trainer: Trainer, tell: OnEvent, base: int) -> None:
+    c, r, store = trainer.config, trainer.recipe, trainer.store
+    text = Text(
+        store.train.bytes + store.val.bytes, store.train.tokens + store.val.tokens,
+        store.train.documents, trainer.progress.step == 0 and not trainer.options["tokenizer"],
+    )  # fmt: skip
     tell({
         "event": "plan", **{f.name: getattr(c, f.name) for f in fields(c)}, **asdict(r),
         "parameters": parameter_count(c), "steps": trainer.progress.course.steps,
         "step": trainer.progress.step, "train_tokens": trainer.store.train.tokens,
         "validation_tokens": trainer.store.val.tokens, "threads": trainer.team.threads,
         "isa": trainer.team.isa, "out": str(trainer.out), **trainer.crew.described(),
-        "memory_mib": need / 2**20,
+        "memory_mib": memory(c, r, trainer.team, text, base).peak / MIB,
+        "choice": trainer.options.get("choice"),
     })  # fmt: skip

@@ -1,5 +1,4 @@
-"""What is chosen where the user says nothing: vocabulary, sizes, batch, learning rate; and whether
-it fits into the machine."""
+"""What is chosen where the user says nothing: vocabulary, sizes, batch, learning rate."""
 
 from __future__ import annotations
 
@@ -7,13 +6,10 @@ import time
 from dataclasses import dataclass, replace
 
 import numpy as np
-import psutil
 
 from crystalline._native import Team
-from crystalline.activations import decoder_arrays, layout
 from crystalline.config import PRESETS, ModelConfig, TrainConfig, parameter_count
 from crystalline.errors import ConfigError
-from crystalline.model import group_starts
 
 DEFAULT_MINUTES = 5.0
 DEFAULT_SAMPLES = 512  # of the sampled loss
@@ -207,33 +203,3 @@ def choose_recipe(budget: Budget, c: ModelConfig) -> Recipe:
         samples=chosen_samples(options, c.vocab_size),
         precision=options.precision,
     )
-
-
-def memory_forecast(
-    c: ModelConfig, B: int, T: int, team: Team, samples: int = 0, precision: str = "fp32",
-    lend_gradients: bool = False,
-) -> int:  # fmt: skip
-    """Bytes that training will hold: weights, gradients, two moments, the weights once more for
-    others to look at, activations, work space (with the sampled loss for so many samples)."""
-    arrays = decoder_arrays(c, B, T, True, precision == "bf16", samples > 0)
-    activations = layout(arrays, c, lend_gradients).floats
-    starts = group_starts(B) * T
-    work = team.work_floats(starts, T, c.dim, c.heads, c.kv_heads, c.hidden, c.vocab_size,
-                            samples)  # fmt: skip
-    return 4 * (5 * parameter_count(c) + activations + int(work))
-
-
-def check_memory(
-    c: ModelConfig, B: int, T: int, team: Team, samples: int = 0, precision: str = "fp32",
-    lend_gradients: bool = False,
-) -> int:  # fmt: skip
-    """The forecast; ConfigError where the machine has less."""
-    need = memory_forecast(c, B, T, team, samples, precision, lend_gradients)
-    have = int(psutil.virtual_memory().available)
-    if need > have:
-        raise ConfigError(
-            f"batch_size is {B} and dim {c.dim}, which needs {need / 2**20:,.0f} MiB, but "
-            f"{have / 2**20:,.0f} MiB are free on this machine; choose a smaller batch_size "
-            "(accumulate makes up for it), seq_len, dim or layers"
-        )
-    return need

@@ -6,11 +6,10 @@ import math
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-import psutil
-
 from crystalline._queue import SphereMessage
 from crystalline.errors import UsageError
-from crystalline.plan import memory_forecast
+from crystalline.forecast.machine import available
+from crystalline.forecast.memory import arenas
 from crystalline.spheres.messages import ALL_SPHERES, MessageType, Setting
 
 if TYPE_CHECKING:
@@ -53,17 +52,15 @@ def _set_batch_size(trainer: Trainer, value: float) -> None:
     c, recipe = trainer.config, trainer.recipe
     if size == recipe.batch_size:
         return
-    team, kind = trainer.team, recipe.kind
-    needs = [
-        memory_forecast(c, B, c.seq_len, team, *kind) for B in (recipe.batch_size, size)
-    ]
-    more, free = needs[1] - needs[0], int(psutil.virtual_memory().available)
+    wanted = replace(recipe, batch_size=size)
+    needs = [sum(arenas(c, r, trainer.team).values()) for r in (recipe, wanted)]
+    more, free = needs[1] - needs[0], available()
     if more > free:
         raise UsageError(
             f"batch_size is {size}, which needs {more / 2**20:,.0f} MiB more, but "
             f"{free / 2**20:,.0f} MiB are free; choose a smaller one"
         )
-    trainer.recipe = replace(recipe, batch_size=size)
+    trainer.recipe = wanted
     trainer.plan_batches()
     epochs = float(trainer.options.get("epochs") or 0)
     # A training that was given more steps than its epochs have keeps its number of steps.

@@ -53,7 +53,7 @@ class TensorFile(Mapping[str, Array]):
         dtype, shape, begin = self._places[name]
         out = np.empty(shape, dtype)
         room = memoryview(out.reshape(-1).view(np.uint8))
-        while len(room):
+        while room:
             got = os.preadv(self._fd, [room], begin)
             if got == 0:
                 raise OSError(f"{name} ends early")

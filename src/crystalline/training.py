@@ -18,10 +18,12 @@ from crystalline.checkpoint import open_model, open_training, save_model
 from crystalline.config import ModelConfig
 from crystalline.errors import CheckpointError, NumericsError
 from crystalline.metrics import Metrics
+from crystalline.forecast.fits import check_memory
+from crystalline.memory import give_back
 from crystalline.model import Decoder, Parameters, initialise
 from crystalline.optim import AdamW, AdamWConfig
 from crystalline.pacing import Pacing
-from crystalline.plan import Recipe, check_memory
+from crystalline.plan import Recipe
 from crystalline.schedule import Course, learning_rate
 from crystalline.shards import TokenStore
 from crystalline.sparse import touched_rows, vocabulary_weights
@@ -64,8 +66,7 @@ class Training:
         self.crew, self.team = crew, crew.team
         self.progress, self.on_event = progress, on_event
         self.store = TokenStore.open(out)
-        B, T = recipe.batch_size, config.seq_len
-        check_memory(config, B, T, self.team, *recipe.kind)
+        check_memory(config, recipe, self.team)
         self.weights, self.gradients = Parameters(config), Parameters(config)
         crew.interleave(self.weights.flat)
         settings = AdamWConfig(weight_decay=recipe.weight_decay)
@@ -106,6 +107,7 @@ class Training:
         """A new training at step 0, in a folder that holds the data already."""
         trainer = cls(out, config, recipe, tokenizer, crew, Progress(course), on_event)
         initialise(trainer.weights, recipe.seed)
+        give_back()
         return trainer
 
     @classmethod
@@ -214,17 +216,21 @@ class Training:
 
         A validation over all the held-out text, where the others took a part of it, is only told.
         """
+        begun = time.monotonic()
         result, p = self.validate(most), self.progress
         if result is None:
             return
         if not math.isfinite(result["loss"]):
             raise self._not_finite(f"the validation loss is {result['loss']}")
-        self.pacing.validation_seconds = result["seconds"]
+        measured, best = time.monotonic(), False
         p.validation = {k: result[k] for k in ("step", "loss", "bits_per_byte", "tokens")}
         if most is not None and (p.best is None or result["loss"] < p.best):
             p.best, p.best_step = result["loss"], p.step
             p.best_bits_per_byte = result["bits_per_byte"]
             save_model(self.out / BEST, self.config, self.tokenizer, self.weights.named)
+            best = True
+        keeping = time.monotonic() - measured if best else 0.0
+        self.pacing.validated(measured - begun, keeping, most is None)
         self.tell(result | {"best": p.best, "best_step": p.best_step})
 
     # --- checkpoints ------------------------------------------------------------------------------

@@ -117,7 +117,9 @@ SIZE_OPTIONS = (
     is_flag=True,
     help="Write every event to standard output, one JSON object a line.",
 )
+@click.pass_obj
 def train(
+    begun: float | None,
     paths: tuple[str, ...],
     out: str,
     resume: bool,
@@ -144,4 +146,6 @@ def train(
     if (options["hierarchy_depth"] or "auto") != "auto":
         options["hierarchy_depth"] = int(options["hierarchy_depth"])
     with display(quiet, as_json) as show:
-        api.train(paths or None, out, resume=resume, config=config, on_event=show, **options)
+        said = {"resume": resume, "config": config, "on_event": show, "begun": begun, **options}
+        with api.training(paths or None, out, **said) as trainer:
+            trainer.run()

@@ -1,10 +1,8 @@
-"""What this machine has left for a training: memory, shared memory, and since when we run."""
+"""What this machine has left for a training: memory, and shared memory."""
 
 from __future__ import annotations
 
-import os
 import shutil
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -31,18 +29,6 @@ def shared_room() -> int:
         return shutil.disk_usage(SHARED).free
     except OSError:
         return 0
-
-
-def process_began() -> float:
-    """When this process was started, on the clock of ``time.monotonic``."""
-    try:
-        with open("/proc/self/stat", encoding="ascii", errors="replace") as file:
-            # The name of the program may hold blanks and brackets: what follows it does not.
-            ticks = int(file.read().rpartition(")")[2].split()[19])
-        age = time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
-    except (OSError, ValueError, IndexError):
-        return time.monotonic()
-    return time.monotonic() - max(age, 0.0)
 
 
 # --- control groups -------------------------------------------------------------------------------

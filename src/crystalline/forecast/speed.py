@@ -1,0 +1,111 @@
+"""How fast a model will train here, found by training a little of it.
+
+Of a model too large to try, some layers are tried, with a vocabulary that is smaller in the same
+proportion and, where it is very wide, narrower: what is left takes its time in the same parts.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from crystalline._native import Team
+from crystalline.candidates import Candidates
+from crystalline.config import ModelConfig, parameter_count
+from crystalline.model import Decoder, Parameters, initialise
+from crystalline.optim import AdamW, AdamWConfig
+from crystalline.plan import Recipe, flops_per_token
+from crystalline.sparse import touched_rows, vocabulary_weights
+
+WIDEST = 1024  # tried; from there on products run at the same speed
+MOST_FLOPS = 4e10  # of one try: about a quarter of a second on two cores
+LEAST_VOCAB = 64
+
+
+@dataclass(frozen=True)
+class Pace:
+    """Seconds of a step: of each of its batches, and of the update.  ``tried`` is what share of the
+    arithmetic of a batch was really done."""
+
+    batch: float
+    update: float
+    tried: float
+
+    def step(self, recipe: Recipe) -> float:
+        """Seconds of a step of ``accumulate`` batches."""
+        return recipe.accumulate * self.batch + self.update
+
+
+def measure(c: ModelConfig, recipe: Recipe, team: Team, seconds: float = 1.0) -> Pace:
+    """The pace of a model, measured for about ``seconds`` (at least two steps, of which the first
+    does not count): the middle of what was seen, as other programs may work here too."""
+    small, B = _part(c, recipe)
+    weights, gradients = Parameters(small), Parameters(small)
+    initialise(weights, 0)
+    samples = min(recipe.samples, small.vocab_size)
+    candidates = None
+    if samples:
+        candidates = Candidates(np.ones(small.vocab_size, np.int64), samples, 0, team)
+    sparse = vocabulary_weights(small) if candidates else ()
+    optimizer = AdamW(weights, team, AdamWConfig(), sparse)
+    expected = candidates.log_expected if candidates else None
+    decoder = Decoder(weights, team, B, small.seq_len, gradients, recipe.precision, expected, True)
+    source = np.random.default_rng(0)
+    batches, updates, begun = [], [], time.perf_counter()
+    while len(batches) < 3 or time.perf_counter() - begun < seconds:
+        tokens = source.integers(0, small.vocab_size, (B, small.seq_len + 1), dtype=np.int32)
+        ids, targets = tokens[:, :-1], tokens[:, 1:]
+        at = time.perf_counter()
+        drawn = candidates.draw(len(batches)) if candidates else None
+        if drawn is not None:
+            optimizer.begin(gradients, touched_rows(small, [(ids, targets)], [drawn]))
+        decoder.gradient(ids, targets, 1.0 / ids.size, False, drawn)
+        middle = time.perf_counter()
+        optimizer.step(gradients, 1e-4)
+        batches.append(middle - at)
+        updates.append(time.perf_counter() - middle)
+        if len(batches) >= 2 and time.perf_counter() - begun > seconds:
+            break
+    rows = recipe.batch_size * c.seq_len / (B * small.seq_len)
+    share = flops_per_token(small, samples) / (flops_per_token(c, recipe.samples) * rows)
+    touched = parameter_count(small) / parameter_count(c)
+    return Pace(
+        float(np.median(batches[1:])) / share, float(np.median(updates[1:])) / touched, share
+    )
+
+
+def _part(c: ModelConfig, recipe: Recipe) -> tuple[ModelConfig, int]:
+    """The model that is tried, and its batch: all of it if that is little work."""
+    B, T = recipe.batch_size, c.seq_len
+
+    def work(c: ModelConfig, B: int) -> float:
+        return flops_per_token(c, min(recipe.samples, c.vocab_size)) * B * T
+
+    while B > 12 and work(c, B) > MOST_FLOPS:
+        B = max(12, B // 2)
+    if work(c, B) <= MOST_FLOPS:
+        return c, B
+    scale = min(1.0, WIDEST / c.dim)
+    if scale < 1:
+        heads = max(1, round(c.heads * scale))
+        c = replace(
+            c, dim=heads * c.head_dim, heads=heads, kv_heads=_divisor(heads, c.kv_heads * scale),
+            hidden=round(c.hidden * heads / c.heads / 16) * 16,
+            vocab_size=max(LEAST_VOCAB, round(c.vocab_size * scale)),
+        )  # fmt: skip
+    layers, V = c.layers, c.vocab_size
+    while layers > 1 and work(c, B) > MOST_FLOPS:
+        layers = layers // 2
+        vocabulary = max(LEAST_VOCAB, V * layers // c.layers) if layers else V
+        c = replace(c, layers=layers, vocab_size=vocabulary)
+        V = vocabulary
+    while B > 1 and work(c, B) > MOST_FLOPS:
+        B //= 2
+    return c, B
+
+
+def _divisor(n: int, near: float) -> int:
+    return min((d for d in range(1, n + 1) if n % d == 0), key=lambda d: abs(d - near))
