@@ -12,6 +12,7 @@ import click
 from crystalline import __version__
 from crystalline.commands.bench import bench
 from crystalline.commands.look import info, spheres
+from crystalline.commands.plan import plan
 from crystalline.commands.train import train
 from crystalline.commands.write import demo, generate
 
@@ -29,7 +30,7 @@ def cli(context: click.Context) -> None:
 
 
 COMMANDS: tuple[click.Command, ...] = (
-    train, generate, info, spheres, demo, bench,
+    train, generate, info, spheres, demo, bench, plan,
 )  # fmt: skip
 for command in COMMANDS:
     cli.add_command(command)
