@@ -8,7 +8,9 @@ from itertools import islice
 
 from crystalline.schedule import Course
 
-VALIDATIONS = 8  # in a run, evenly spread
+VALIDATIONS = 8  # in a run, evenly spread, or
+FEWEST_VALIDATIONS = 2  # where they would take
+VALIDATION_SHARE = 0.05  # of the time that a run was given, or more
 SAVE_SHARE = 0.05  # of the time may go into checkpoints
 SAVE_SECONDS = 60.0  # between two checkpoints, at least
 LOOK_SHARE = 0.005  # of the time that a run was given, between two looks at the clock
@@ -24,6 +26,7 @@ class Pacing:
         self.deadline: float | None = None
         self.given = 0.0  # seconds from the first plan to the deadline
         self.pace = self.validation_seconds = self.save_seconds = 0.0
+        self.validations = VALIDATIONS
         self.best_seconds = 0.0  # of keeping the best weights
         self.whole = 0.0  # validations that the last one, over all the held-out text, is worth
         self.leave_seconds = 0.0  # from the last checkpoint to the end of the process
@@ -38,6 +41,8 @@ class Pacing:
         so many seconds."""
         self.deadline, self.given = deadline, deadline - time.monotonic()
         self.pace, self.validation_seconds = pace, validation
+        most = VALIDATION_SHARE * self.given / max(validation, 1e-9)
+        self.validations = int(min(max(most, FEWEST_VALIDATIONS), VALIDATIONS))
         return self.replan(course, 0)
 
     def look_due(self, course: Course, step: int) -> bool:
@@ -63,12 +68,11 @@ class Pacing:
 
     def _reserve(self, progress: float) -> float:
         """Seconds that what is still due beside the steps will take."""
-        validations = VALIDATIONS - int(VALIDATIONS * progress) + self.whole
-        best = VALIDATIONS - int(VALIDATIONS * progress)
+        best = self.validations - int(self.validations * progress)
         assert self.deadline is not None
         left = self.deadline - time.monotonic()
         saves = 1 + int(max(left, 0.0) / self._between_saves())
-        return (validations * self.validation_seconds + best * self.best_seconds
+        return ((best + self.whole) * self.validation_seconds + best * self.best_seconds
                 + saves * self.save_seconds + self.leave_seconds)  # fmt: skip
 
     def _ahead(self, left: int) -> float:
@@ -95,13 +99,13 @@ class Pacing:
         """A validation took so long, and so long to keep the weights as the best (0: they are
         not)."""
         if not whole:
-            self.validation_seconds = seconds
-            self.best_seconds = keeping or self.best_seconds
+            self.validation_seconds = _between(self.validation_seconds, seconds)
+            self.best_seconds = _between(self.best_seconds, keeping or self.best_seconds)
 
     def saved(self, begun: float) -> None:
         """A checkpoint that began then is written."""
         self.saved_at = time.monotonic()
-        self.save_seconds = self.saved_at - begun
+        self.save_seconds = _between(self.save_seconds, self.saved_at - begun)
 
     def save_due(self) -> bool:
         """Whether it is time for a checkpoint."""
@@ -118,6 +122,11 @@ class Pacing:
             if self.deadline is not None:
                 self.deadline += time.monotonic() - self._paused_at
             self._paused_at = self._mark = None
+
+
+def _between(before: float, now: float) -> float:
+    """What to expect of something that took so long the last time, and before that."""
+    return 0.5 * (before + now) if before else now
 
 
 def passes(share: int, before: float, now: float) -> bool:

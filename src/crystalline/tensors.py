@@ -52,7 +52,7 @@ class TensorFile(Mapping[str, Array]):
     def __getitem__(self, name: str) -> Array:
         dtype, shape, begin = self._places[name]
         out = np.empty(shape, dtype)
-        room = memoryview(out.reshape(-1).view(np.uint8))
+        room = out.reshape(-1).view(np.uint8).data
         while room:
             got = os.preadv(self._fd, [room], begin)
             if got == 0:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from crystalline._native import pin_thread
 from crystalline._queue import SphereMessage
 from crystalline.errors import Interrupted, UsageError
-from crystalline.pacing import VALIDATIONS, passes
+from crystalline.pacing import passes
 from crystalline.settings import perform
 from crystalline.signals import noted_signals
 from crystalline.spheres.driver import Command
@@ -209,7 +209,7 @@ class Trainer(Training):
         now = p.course.at(p.step)
         done = now >= 1.0
         every = p.evaluation_interval
-        due = p.step % every == 0 if every else passes(VALIDATIONS, before, now)
+        due = p.step % every == 0 if every else passes(self.pacing.validations, before, now)
         if done or due:
             self.validated()
             if done and self.store.val.tokens > 2 * VALIDATION_TOKENS:

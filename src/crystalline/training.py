@@ -17,9 +17,9 @@ from crystalline.candidates import Candidates
 from crystalline.checkpoint import open_model, open_training, save_model
 from crystalline.config import ModelConfig
 from crystalline.errors import CheckpointError, NumericsError
-from crystalline.metrics import Metrics
 from crystalline.forecast.fits import check_memory
 from crystalline.memory import give_back
+from crystalline.metrics import Metrics
 from crystalline.model import Decoder, Parameters, initialise
 from crystalline.optim import AdamW, AdamWConfig
 from crystalline.pacing import Pacing

@@ -15,7 +15,7 @@ from crystalline.config import LOSSES, PRECISIONS, PRESETS
 @click.command()
 @click.argument("paths", metavar="[PATH...]", nargs=-1, type=click.Path())
 @click.option("--params", metavar="NUMBER",
-              help=helps("So many parameters, as 100M or 1.5B.", "sizes as told, or for the time"))  # fmt: skip
+              help=helps("So many parameters, as 100M or 1.5B.", "sizes as told"))  # fmt: skip
 @options_of(LENGTH_OPTIONS)
 @click.option("--preset", type=click.Choice(list(PRESETS)),
               help=helps("Sizes to begin with.", "sizes chosen for the time"))  # fmt: skip

@@ -120,6 +120,7 @@ SIZE_OPTIONS = (
 @click.pass_obj
 def train(
     begun: float | None,
+    /,
     paths: tuple[str, ...],
     out: str,
     resume: bool,

@@ -6,7 +6,6 @@ add was measured (docs/forecast.md): the constants below.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -82,7 +81,7 @@ def arenas(c: ModelConfig, recipe: Recipe, team: Team, T: int | None = None) -> 
         "moments": sum(arena_bytes(n) for n in moment_floats(c, optimizer)) + average,
         "activations": arena_bytes(layout(arrays, c, recipe.lends_gradients).floats),
         "work space": arena_bytes(int(work)),
-        "live view": 4 * P if 4 * P < shared_room() else 0,
+        "live view": 4 * P if shared_room() > 4 * P else 0,
     }
 
 

@@ -32,7 +32,6 @@ from crystalline.plan import (
     Budget,
     Recipe,
     check_samples,
-    choose_model,
     choose_recipe,
 )
 from crystalline.team import make_team
@@ -61,7 +60,7 @@ class Corpus:
 
 def bytes_per_token(V: int) -> float:
     """Of prose or code, with a vocabulary learnt from it."""
-    return 1.0 + 0.46 * math.log(max(V, SMALLEST_VOCAB) / 256.0) ** 0.95 * 2.3 / 2.0
+    return 1.0 + math.log(max(V, SMALLEST_VOCAB) / 256.0)
 
 
 def forecast(

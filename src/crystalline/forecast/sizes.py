@@ -77,7 +77,7 @@ def _widths() -> list[int]:
 
 def _depth(dim: int) -> int:
     """Layers that go with a width."""
-    return max(1, round(dim / (32 * (dim / 128) ** 0.45)))
+    return max(1, round(dim / (32 * math.pow(dim / 128, 0.45))))
 
 
 def _fitted(parameters: int, V: int, dim: int, layers: int) -> tuple[int, int]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -54,8 +53,10 @@ def measure(c: ModelConfig, recipe: Recipe, team: Team, seconds: float = 1.0) ->
     expected = candidates.log_expected if candidates else None
     decoder = Decoder(weights, team, B, small.seq_len, gradients, recipe.precision, expected, True)
     source = np.random.default_rng(0)
-    batches, updates, begun = [], [], time.perf_counter()
-    while len(batches) < 3 or time.perf_counter() - begun < seconds:
+    batches: list[float] = []
+    updates: list[float] = []
+    begun = time.perf_counter()
+    while len(batches) < 2 or time.perf_counter() - begun < seconds:
         tokens = source.integers(0, small.vocab_size, (B, small.seq_len + 1), dtype=np.int32)
         ids, targets = tokens[:, :-1], tokens[:, 1:]
         at = time.perf_counter()
@@ -67,8 +68,6 @@ def measure(c: ModelConfig, recipe: Recipe, team: Team, seconds: float = 1.0) ->
         optimizer.step(gradients, 1e-4)
         batches.append(middle - at)
         updates.append(time.perf_counter() - middle)
-        if len(batches) >= 2 and time.perf_counter() - begun > seconds:
-            break
     rows = recipe.batch_size * c.seq_len / (B * small.seq_len)
     share = flops_per_token(small, samples) / (flops_per_token(c, recipe.samples) * rows)
     touched = parameter_count(small) / parameter_count(c)

@@ -38,8 +38,8 @@ def model_rows(f: dict[str, Any]) -> list[tuple[str, str]]:
     batch += f" x {r['accumulate']} accumulated" if r["accumulate"] > 1 else ""
     loss = f", loss over {r['samples']:,} sampled tokens" if r["samples"] else ""
     rows = [
-        ("model", f"{short(f['parameters'])} parameters{off}: {plural(c['layers'], 'layer')}, width "
-         f"{c['dim']}, {plural(c['heads'], 'head')}{kv}, feed-forward {c['hidden']}, context "
+        ("model", f"{short(f['parameters'])} parameters{off}: {plural(c['layers'], 'layer')}, "
+         f"width {c['dim']}, {plural(c['heads'], 'head')}{kv}, feed-forward {c['hidden']}, context "
          f"{c['seq_len']}, vocabulary {c['vocab_size']:,}"),
         ("parts", parts),
         ("training", f"{batch} a step, {f['optimizer']}, {r['precision']}{loss}, learning rate "
