@@ -15,7 +15,7 @@ from crystalline._native import Team
 from crystalline.candidates import Candidates
 from crystalline.config import ModelConfig
 from crystalline.model import Decoder, Parameters, initialise
-from crystalline.optim import AdamW, AdamWConfig
+from crystalline.optimizers import AdamW, AdamWConfig
 from crystalline.sparse import touched_rows, vocabulary_weights
 
 BATCHES = 8  # taken in turn, so that the sampled loss has rows to catch up

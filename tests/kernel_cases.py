@@ -15,6 +15,7 @@ import numpy as np
 import reference as ref
 from attention_cases import attention, attention_bwd, attention_cached, rope
 from case import EPS, Array, Arrays, Case, Due, Shape, draw, groups_of, poison, start
+from momentum_cases import ema, lion_spans, muon_step, sgd_spans
 from product_cases import embedding_weight, matmul_dx_swiglu, matmul_swiglu, weight
 from sampled_cases import adamw_rest_rows, adamw_rows, head_sampled, squared_norm_rows
 from softmax_cases import SOFTMAX
@@ -354,6 +355,12 @@ BUILDERS: dict[str, tuple[Builder, str]] = {
     "squared_norm_rows": (squared_norm_rows, "rows"),
     "adamw_rest_rows": (adamw_rest_rows, "rows"),
     **SOFTMAX,
+    "sgd_spans": (sgd_spans, "flat"),
+    "sgd_spans plain": (ON(sgd_spans, nesterov=False), "flat"),
+    "lion_spans": (lion_spans, "flat"),
+    "ema": (ema, "flat"),
+    "muon_step": (muon_step, "muon"),
+    "muon_step plain": (ON(muon_step, nesterov=False), "muon"),
 }
 GRID = [(op, shape) for op, (_, grid) in BUILDERS.items() for shape in SHAPES[grid]]
 

@@ -116,7 +116,7 @@ def test_models_are_not_training_text(text_folder: Path) -> None:
 def test_the_steps_before_an_error_are_in_the_metrics(
     text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from crystalline.optim import AdamW
+    from crystalline.optimizers import AdamW
 
     real = AdamW.step
 

@@ -41,6 +41,7 @@ SHAPES = {
     ],
     "embedding": [(R, V, D) for R, V in ((1, 1), (7, 3), (13, 40)) for D in WIDTHS],
     "cross_entropy": [(R, D, V) for R in (1, 13) for D in (1, 17, 32) for V in WIDTHS[1:]],
+    "muon": [*itertools.product((1, 13, 31), WIDTHS), (49, 97), (50, 48)],
     "flat": [(n,) for n in (*WIDTHS, 143, 145, 1003, 4099)],
 }
 TOLD = "outside: "  # how the other process says which case it begins

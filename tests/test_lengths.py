@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from crystalline._native import ISAS, Team, available_isas
 from crystalline.config import ModelConfig
 from crystalline.model import Decoder, Parameters, initialise
-from crystalline.optim import AdamW, AdamWConfig
+from crystalline.optimizers import AdamW, AdamWConfig
 
 THREADS = (1, 2, 3, 12)
 Shape = tuple[int, int, int, int]  # T, heads, key/value heads, width of a head

@@ -21,9 +21,9 @@ from torch.nn import functional
 from crystalline._native import ISAS, Team, available_isas
 from crystalline.config import ModelConfig, parameter_count, parameter_shapes
 from crystalline.model import Decoder, Parameters, group_order, initialise
-from crystalline.optim import AdamW, AdamWConfig, power
+from crystalline.optimizers.adamw import AdamW, AdamWConfig, power
 from crystalline.positions import rope_tables
-from crystalline.schedule import cos_pi, learning_rate
+from crystalline.schedule import cos_pi
 
 # One head of three pairs, and a head wider than two vectors, beside the common kinds.
 MODELS = {name: decoder(name) for name in DECODERS} | {
@@ -290,17 +290,3 @@ def test_powers_and_cosines_are_those_of_math() -> None:
         assert power(0.95, n) == pytest.approx(math.pow(0.95, n), rel=1e-12 * (1 + n / 1000))
     for x in np.linspace(0, 1, 101):
         assert cos_pi(float(x)) == pytest.approx(math.cos(math.pi * x), abs=1e-15)
-
-
-def test_the_learning_rate_rises_and_falls() -> None:
-    peak, warmup, floor = 3e-3, 0.1, 0.2
-    assert learning_rate(peak, warmup, floor, 0.0) == 0
-    assert learning_rate(peak, warmup, floor, 0.05) == pytest.approx(peak / 2)
-    assert learning_rate(peak, warmup, floor, 0.1) == pytest.approx(peak)
-    assert learning_rate(peak, warmup, floor, 1.0) == pytest.approx(floor * peak)
-    assert learning_rate(peak, warmup, floor, 1.5) == learning_rate(peak, warmup, floor, 1.0)
-    assert learning_rate(peak, 0.0, floor, 0.0) == pytest.approx(peak)
-    for progress in np.linspace(0.1, 1, 50):
-        half = (1 + math.cos(math.pi * (progress - 0.1) / 0.9)) / 2
-        want = peak * (floor + (1 - floor) * half)
-        assert learning_rate(peak, warmup, floor, float(progress)) == pytest.approx(want)

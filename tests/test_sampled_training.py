@@ -22,7 +22,7 @@ from crystalline.checkpoint import load_model, load_training
 from crystalline.config import ModelConfig
 from crystalline.errors import ConfigError, Interrupted, UsageError
 from crystalline.model import Decoder, Parameters, initialise
-from crystalline.optim import AdamW, AdamWConfig, power
+from crystalline.optimizers.adamw import AdamW, AdamWConfig, power
 from crystalline.sparse import MOST_PUT_OFF, SparseTable, touched_rows, vocabulary_weights
 from crystalline.trainer import Trainer
 

@@ -11,7 +11,7 @@ import pytest
 
 from crystalline.config import ModelConfig
 from crystalline.model import Decoder, Parameters, initialise
-from crystalline.optim import AdamW, AdamWConfig
+from crystalline.optimizers import AdamW, AdamWConfig
 from crystalline.team import make_team
 
 SIZES = {

@@ -18,8 +18,8 @@ IMPORTED = {
 CLASSES = [
     (_native, name)
     for name in (
-        "Pool", "Products", "Softmaxes", "Rows", "Attends", "Narrow", "Generates", "Sparse", "Team",
-        "Weight", "Stack",
+        "Pool", "Products", "Softmaxes", "Rows", "Attends", "Narrow", "Generates", "Sparse",
+        "Momenta", "Team", "Weight", "Stack",
     )
 ] + [(_queue, "MessageQueue"), (_queue, "SphereMessage")]  # fmt: skip
 

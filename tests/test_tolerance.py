@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import reference as ref
+import reference_optim as optim
 import reference_softmax as soft
 import torch
 from numpy.typing import NDArray
@@ -228,6 +229,55 @@ def flat_cases(shape: Shape, bf16: bool) -> list[Case]:
     return [*adamw, ("squared_norm", np.array(squared), ref.squared_norm(x), (x,), {})]
 
 
+def momentum_cases(shape: Shape, bf16: bool) -> list[Case]:
+    """torch's SGD, and Lion and the average by its arithmetic."""
+    (n,) = shape
+    p, g, m = single(n), single(n, seed=1), single(n, seed=2)
+    tp, tg, tm = (torch.tensor(a) for a in (p, g, m))
+    if bf16:
+        tp, tg, tm = (t.bfloat16().float() for t in (tp, tg, tm))
+    parameter, named = torch.nn.Parameter(tp.clone()), {"lr": 1e-2, "momentum": 0.9}
+    parameter.grad = tg
+    sgd = torch.optim.SGD([parameter], nesterov=True, **named)
+    sgd.state[parameter] = {"momentum_buffer": tm.clone()}
+    sgd.step()
+    want = optim.sgd(p, g, m, **named, nesterov=True, weight_decay=0.0)
+    got = (parameter.detach().numpy(), sgd.state[parameter]["momentum_buffer"].numpy())
+    cases: list[Case] = [(f"sgd.{x}", got[i], want[i], (p, g, m), {}) for i, x in enumerate("pm")]
+    hyper = {"lr": 1e-3, "beta1": 0.9, "beta2": 0.99, "weight_decay": 0.1}
+    want = optim.lion(p, g, m, **hyper)
+    moved = tp * (1 - 1e-4) - 1e-3 * torch.sign(0.9 * tm + 0.1 * tg)
+    got = (moved.numpy(), (0.99 * tm + 0.01 * tg).numpy())
+    cases += [(f"lion.{x}", got[i], want[i], (p, g, m), {}) for i, x in enumerate("pm")]
+    average = torch.lerp(tm, tp, 0.1).numpy()
+    return [*cases, ("ema", average, optim.ema(m, p, decay=0.9), (m, p), {"decay": 0.9})]
+
+
+def muon_cases(shape: Shape, bf16: bool) -> list[Case]:
+    """torch's own rounds to bfloat16 inside; here are its operations without that."""
+    p, g, m = single(*shape), single(*shape, seed=1), single(*shape, seed=2)
+    tp, tg, tm = (torch.tensor(a) for a in (p, g, m))
+    if bf16:
+        tp, tg, tm = (t.bfloat16().float() for t in (tp, tg, tm))
+    named = {
+        "step_size": 0.02, "momentum": 0.95, "nesterov": True, "decay": 0.99,
+        "coefficients": ((3.4445, -4.7750, 2.0315),) * 5,
+    }  # fmt: skip
+    tm = 0.95 * tm + tg
+    x = tg + 0.95 * tm
+    x = x / x.norm()
+    for a, b, c in named["coefficients"]:  # type: ignore[attr-defined]
+        gram = x @ x.T
+        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    want = optim.muon(p, g, m, **named)
+    got = (0.99 * tp - 0.02 * x, tm)
+    inputs = (p, g, m)
+    return [
+        ("muon.p", got[0].numpy(), want[0], inputs, named),
+        ("muon.m", got[1].numpy(), want[1], inputs, {}),
+    ]
+
+
 CASES: list[tuple[Callable[[Shape, bool], list[Case]], str]] = [
     (matmul_cases, "matmul"),
     (rmsnorm_cases, "rows"),
@@ -239,6 +289,8 @@ CASES: list[tuple[Callable[[Shape, bool], list[Case]], str]] = [
     (sampled_cases, "cross_entropy"),
     (flat_cases, "flat"),
     (softmax_cases, "rows"),
+    (momentum_cases, "flat"),
+    (muon_cases, "muon"),
 ]
 GRID = [(cases, shape) for cases, grid in CASES for shape in SHAPES[grid]]
 

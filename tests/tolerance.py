@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import reference as ref
+import reference_optim as optim
 import sampled_reference as sampled
 from numpy.typing import NDArray
 
@@ -147,6 +148,26 @@ def adamw_p(
     return ref.adamw(abs(p), -abs(g), -abs(m), v, step, lr=lr, **hyper)[0]
 
 
+def sgd_m(p: Array, g: Array, m: Array, **_: float) -> Array:
+    """The two terms of the momentum."""
+    return abs(m) + abs(g)
+
+
+def lion_p(p: Array, g: Array, m: Array, **_: float) -> Array:
+    """The parameter, and a step of one size."""
+    return abs(p) + 1e-3
+
+
+def muon_p(
+    p: Array, g: Array, m: Array, *, step_size: float, momentum: float, nesterov: bool,
+    decay: float, coefficients: optim.Coefficients,
+) -> Array:  # fmt: skip
+    """Singular values near zero grow by the product of the slopes there, and their roundings with
+    them: those of entries of root mean square 1 / sqrt(size), summed along the short side."""
+    slope = math.prod(a for a, _, _ in coefficients)
+    return abs(p) + step_size * (1 + slope * math.sqrt(min(p.shape) / p.size))
+
+
 # --- The table.
 
 TOLERANCE: dict[str, Rule] = {
@@ -234,6 +255,13 @@ TOLERANCE: dict[str, Rule] = {
     "squared_norm": Rule(
         1.5, lambda x: chain(x.size) * ref.squared_norm(x), "positive terms: nothing cancels"
     ),
+    "sgd.p": Rule(6, lambda p, g, m, **_: abs(p) + 2e-2 * (abs(m) + abs(g)), "five roundings"),
+    "sgd.m": Rule(3, sgd_m, "a product and a sum, of a clipped gradient"),
+    "lion.p": Rule(4, lion_p, "a product and a sum; the sign is exact"),
+    "lion.m": Rule(4, lambda p, g, m, **_: abs(m) + 0.01 * abs(g), "two products and a sum"),
+    "ema": Rule(3, lambda a, p, *, decay: abs(a) + abs(p), "a difference, a product and a sum"),
+    "muon.p": Rule(6, muon_p, "twenty products of matrices"),
+    "muon.m": Rule(3, sgd_m, "as sgd.m"),
     "decoder": Rule(
         128, lambda want: np.max(abs(want)),
         "whole tensors (logits, gradients) after some ten operations a layer; pass want",
@@ -303,6 +331,8 @@ SHAPES: dict[str, list[tuple[int, ...]]] = {
     "cross_entropy": [
         (1, 1, 2), (3, 5, 7), (13, 16, 300), (37, 33, 1003), (65, 17, 5001), (252, 64, 257)
     ],
+    # rows, columns
+    "muon": [(1, 1), (1, 7), (3, 5), (17, 17), (16, 48), (100, 33), (65, 130), (96, 96)],
     # entries
     "flat": [(1,), (15,), (16,), (17,), (1003,), (65537,)],
 }  # fmt: skip

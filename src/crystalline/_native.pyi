@@ -266,11 +266,63 @@ class Sparse(Generates):
         eps: float,
     ) -> None: ...
 
-class Team(Sparse):
+class Momenta(Sparse):
+    def lion_spans(
+        self,
+        p: _Floats,
+        m: _Floats,
+        grad: _Floats,
+        spans: _Starts,
+        *,
+        grad_scale: float,
+        beta1: float,
+        beta2: float,
+        step_size: float,
+        decay: float,
+    ) -> None: ...
+    def sgd_spans(
+        self,
+        p: _Floats,
+        m: _Floats,
+        grad: _Floats,
+        spans: _Starts,
+        *,
+        grad_scale: float,
+        momentum: float,
+        nesterov: bool,
+        step_size: float,
+        decay: float,
+    ) -> None: ...
+    def ema(self, average: _Floats, p: _Floats, rate: float) -> None: ...
+    def muon_step(
+        self,
+        p: _Floats,
+        m: _Floats,
+        grad: _Floats,
+        matrices: _Starts,
+        step_sizes: _Floats,
+        coefficients: _Floats,
+        *,
+        grad_scale: float,
+        momentum: float,
+        nesterov: bool,
+        decay: float,
+    ) -> None: ...
+
+class Team(Momenta):
     def work_floats(
-        self, groups: _Starts, T: int, D: int, H: int, K: int, F: int, V: int, S: int = 0,
+        self,
+        groups: _Starts,
+        T: int,
+        D: int,
+        H: int,
+        K: int,
+        F: int,
+        V: int,
+        S: int = 0,
+        muon: bool = False,
         bf16: bool = False,
-    ) -> int: ...  # fmt: skip
+    ) -> int: ...
     def head(
         self,
         losses: _Floats,

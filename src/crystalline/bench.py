@@ -14,7 +14,7 @@ from crystalline.candidates import Candidates
 from crystalline.config import PRESETS, TrainConfig, parameter_count
 from crystalline.forecast.fits import check_memory
 from crystalline.model import Decoder, Parameters, check_precision, initialise
-from crystalline.optim import AdamW, AdamWConfig
+from crystalline.optimizers import make_optimizer
 from crystalline.plan import Recipe, check_samples, chosen_samples, flops_per_token
 from crystalline.sparse import touched_rows, vocabulary_weights
 from crystalline.team import make_team
@@ -25,8 +25,9 @@ WARM_UP = 2  # steps before the clock counts: they touch the memory for the firs
 def bench_step(
     preset: str, batch: int, seq: int | None, steps: int, threads: int | None = None,
     loss: str = "full", samples: int | None = None, precision: str = "fp32",
+    optimizer: str = "adamw",
 ) -> dict[str, Any]:  # fmt: skip
-    """Times training steps (forward, backward, clipping, AdamW) on random ids; with
+    """Times training steps (forward, backward, clipping, ``optimizer``) on random ids; with
     the sampled loss, samples are drawn and rows caught up as in training.
 
     ``seq`` None is the preset's own length.  The times are medians over ``steps``; ``gflops`` is
@@ -42,13 +43,18 @@ def bench_step(
     check_samples(options, V)
     S = chosen_samples(options, V)
     check_precision(config, team, precision)
-    recipe = Recipe(B, 1, 1e-4, 0, loss=loss, samples=S, precision=precision)
+    recipe = Recipe(
+        B, 1, 1e-4, 0, loss=loss, samples=S, precision=precision, optimizer=optimizer
+    )
     check_memory(config, recipe, team)
     weights, gradients = Parameters(config), Parameters(config)
     initialise(weights, 0)
     candidates = Candidates(np.ones(V, np.int64), S, 0, team) if S else None
     sparse = vocabulary_weights(config) if candidates else ()
-    optimizer = AdamW(weights, team, AdamWConfig(), sparse)
+    updates = make_optimizer(
+        optimizer, weights, team, sparse, weight_decay=0.1, embedding_decay=None, norm_decay=0.0,
+        clip=1.0,
+    )  # fmt: skip
     expected = candidates.log_expected if candidates else None
     decoder = Decoder(weights, team, B, T, gradients, precision, expected, True)
     rng = np.random.default_rng(0)
@@ -59,9 +65,9 @@ def bench_step(
         begun = time.perf_counter()
         drawn = candidates.draw(place) if candidates else None
         if drawn is not None:
-            optimizer.begin(gradients, touched_rows(config, [(ids, targets)], [drawn]))
+            updates.begin(gradients, touched_rows(config, [(ids, targets)], [drawn]))
         decoder.gradient(ids, targets, 1.0 / (B * T), False, drawn)
-        optimizer.step(gradients, 1e-4)
+        updates.step(gradients, 1e-4)
         spent.append(time.perf_counter() - begun)
     seconds = statistics.median(spent[WARM_UP:])
     speed = B * T / seconds
@@ -78,6 +84,7 @@ def bench_step(
         "precision": precision,
         "loss": loss,
         "samples": S,
+        "optimizer": optimizer,
         "steps": steps,
         "parameters": parameter_count(config),
         "mflop_per_token": flops_per_token(config, S) / 1e6,

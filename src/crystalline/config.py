@@ -247,6 +247,8 @@ PRESETS: dict[str, ModelConfig] = {
 
 PRECISIONS = ("fp32", "bf16")
 LOSSES = ("full", "sampled")
+OPTIMIZERS = ("adamw", "muon", "lion", "sgd")
+SCHEDULES = ("constant", "linear", "cosine", "wsd")
 STRATEGIES = ("auto", "round_robin", "one_to_one", "compact", "spread")
 
 
@@ -283,6 +285,16 @@ class TrainConfig:
     loss: str = "full"
     samples: int | None = None
     precision: str = "fp32"
+    optimizer: str | None = None
+    schedule: str | None = None
+    warmup: float | None = None
+    floor: float | None = None
+    decay: float | None = None
+    clip: float | None = None
+    weight_decay: float | None = None
+    embedding_decay: float | None = None
+    norm_decay: float | None = None
+    ema: float | None = None
 
     def __post_init__(self) -> None:
         lengths = [f for f in ("minutes", "steps", "epochs") if getattr(self, f) is not None]
@@ -313,6 +325,27 @@ class TrainConfig:
         if self.preset is not None and self.preset not in list(PRESETS):
             rule = f"the presets are {', '.join(PRESETS)}"
             refuse("preset", self.preset, rule, nearest_name(str(self.preset), PRESETS) or "seed")
+        self._check_learning()
+
+    def _check_learning(self) -> None:
+        """The rules of optimizer and schedule."""
+        for field, names in (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES)):
+            value = getattr(self, field)
+            if value is not None and value not in names:
+                near = nearest_name(str(value), names) or names[0]
+                refuse(field, value, f"must be one of {', '.join(names)}", near)
+        schedule = self.schedule or "cosine"
+        if self.decay is not None and schedule != "wsd":
+            rule = f"schedule is {schedule}, which falls all the way"
+            if schedule == "constant":
+                rule = "schedule is constant, which does not fall"
+            refuse("decay", self.decay, rule, "schedule wsd, or leave out decay")
+        if self.floor is not None and schedule == "constant":
+            rule = "schedule is constant, which does not fall"
+            refuse("floor", self.floor, rule, "another schedule, or leave out floor")
+        if (self.warmup or 0.0) + (self.decay or 0.0) > 1.0:
+            rule = f"warmup is {self.warmup:g}, and both are shares of one training"
+            refuse("decay", self.decay, rule, f"{0.5 * (1.0 - (self.warmup or 0.0)):g}")
 
 
 WHOLE_RULES = {  # field: least, most, a value that works
@@ -334,6 +367,14 @@ REAL_RULES = {
     "minutes": (1e-3, 1e7, 10.0),
     "epochs": (1e-6, 1e7, 1.0),
     "lr": (1e-9, 10.0, 1e-3),
+    "warmup": (0.0, 0.9, 0.05),
+    "floor": (0.0, 1.0, 0.02),
+    "decay": (0.01, 1.0, 0.2),
+    "clip": (0.0, 1e9, 1.0),
+    "weight_decay": (0.0, 100.0, 0.1),
+    "embedding_decay": (0.0, 100.0, 0.1),
+    "norm_decay": (0.0, 100.0, 0.1),
+    "ema": (0.0, 0.999999, 0.999),
 }
 
 

@@ -16,6 +16,12 @@ cdef extern from "crystalline/kernels.h" nogil:
         int64_t at
     ctypedef struct cry_adamw:
         float grad_scale, beta1, rest1, beta2, rest2, step_size, eps, decay, root_bias2
+    ctypedef struct cry_momentum:
+        float grad_scale, beta1, rest1, beta2, rest2, step_size, decay
+    ctypedef struct cry_muon:
+        cry_momentum momentum
+        int64_t iterations
+        const float *coefficients
     ctypedef struct cry_attention:
         int64_t T, H, K, head_dim
         float scale
@@ -136,6 +142,14 @@ cdef extern from "crystalline/kernels.h" nogil:
                  int64_t m, int64_t first, int64_t end, float *work) noexcept nogil
         void (*gemv_across)(float *c, int64_t ldc, const float *a, int64_t lda, const float *w,
                  int64_t ldw, int64_t m, int64_t n, int64_t k) noexcept nogil
+        void (*lion)(float *p, float *m, const float *grad, int64_t n,
+                 const cry_momentum *c) noexcept nogil
+        void (*sgd)(float *p, float *m, const float *grad, int64_t n,
+                 const cry_momentum *c) noexcept nogil
+        void (*ema)(float *average, const float *p, int64_t n, float rate) noexcept nogil
+        void (*muon)(float *p, float *m, const float *grad, int64_t rows, int64_t columns,
+                 float step_size, const cry_muon *c, float *work) noexcept nogil
+    int64_t cry_muon_floats(int64_t tile_n, int64_t rows, int64_t columns)
     ctypedef uint16_t cry_bf16
     ctypedef struct cry_bf16_kernels:
         void (*pack)(float *panel, const float *b, int64_t ks, int64_t ns, int64_t k,
@@ -353,3 +367,13 @@ cdef extern from "crystalline/parallel.h" nogil:
              const float *logits, const int32_t *targets, int64_t R, int64_t V)
     cry_status cry_exp(const cry_team *team, float *y, const float *x, int64_t n)
     cry_status cry_log(const cry_team *team, float *y, const float *x, int64_t n)
+    cry_status cry_lion_spans(const cry_team *team, float *p, float *m, const float *grad,
+             int64_t n, const int64_t *spans, int64_t count, const cry_momentum *c)
+    cry_status cry_sgd_spans(const cry_team *team, float *p, float *m, const float *grad,
+             int64_t n, const int64_t *spans, int64_t count, const cry_momentum *c)
+    cry_status cry_ema(const cry_team *team, float *average, const float *p, int64_t n,
+             float rate)
+    int64_t cry_need_muon(const cry_team *team, const int64_t *matrices, int64_t count)
+    cry_status cry_muon_step(const cry_team *team, float *p, float *m, const float *grad,
+             int64_t n, const int64_t *matrices, const float *step_sizes, int64_t count,
+             const cry_muon *c)

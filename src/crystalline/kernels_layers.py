@@ -20,7 +20,7 @@ from crystalline.arrays import (
     starts,
     whole,
 )
-from crystalline.optim import power
+from crystalline.optimizers.adamw import power
 from crystalline.team import shared_team
 
 Pair = tuple[Floats, Floats]

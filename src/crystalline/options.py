@@ -48,6 +48,8 @@ _WANTED = {
     "tokenizer": ("a path", "'tokenizer.json'"),
     "loss": ("the name of a loss", "'full'"),
     "precision": ("the name of a precision", "'fp32'"),
+    "optimizer": ("the name of an optimizer", "'adamw'"),
+    "schedule": ("the name of a schedule", "'cosine'"),
 }
 
 

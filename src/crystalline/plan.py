@@ -10,9 +10,12 @@ import numpy as np
 from crystalline._native import Team
 from crystalline.config import PRESETS, ModelConfig, TrainConfig, parameter_count
 from crystalline.errors import ConfigError
+from crystalline.schedule import Schedule
 
 DEFAULT_MINUTES = 5.0
 DEFAULT_SAMPLES = 512  # of the sampled loss
+# Learning rates beside AdamW's, which has 3e-3 at width 128.
+RATE_FACTORS = {"adamw": 1.0, "muon": 1.0, "lion": 0.1, "sgd": 30.0}
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,18 @@ class Recipe:
     loss: str = "full"
     samples: int = 0  # classes of the sampled loss; 0 with the full one
     precision: str = "fp32"
+    optimizer: str = "adamw"
+    schedule: str = "cosine"
+    decay: float = 0.2  # share of the training in which wsd's learning rate falls
+    clip: float = 1.0  # the gradient's norm is held to this; 0 leaves it as it is
+    embedding_decay: float | None = None  # None: as weight_decay
+    norm_decay: float = 0.0
+    ema: float = 0.0  # of the average of the weights; 0: none
+
+    @property
+    def learning_rate(self) -> Schedule:
+        """The course of the learning rate."""
+        return Schedule(self.schedule, self.warmup, self.floor, self.decay)
 
     @property
     def sequences(self) -> int:
@@ -41,9 +56,10 @@ class Recipe:
         return self.accumulate == 1
 
     @property
-    def kind(self) -> tuple[int, str, bool]:
+    def kind(self) -> tuple[int, str, bool, str, bool]:
         """What the memory depends on beside the batch."""
-        return self.samples, self.precision, self.lends_gradients
+        averages = self.ema > 0
+        return self.samples, self.precision, self.lends_gradients, self.optimizer, averages
 
 
 # (width, layers, width of a head, sequence length): what is chosen from, smallest first.
@@ -193,13 +209,24 @@ def choose_recipe(budget: Budget, c: ModelConfig) -> Recipe:
     0.1, 2.08 with 0.5, 2.07 with 1).
     """
     options, passes = budget.options, budget.tokens(c) / max(budget.corpus_tokens, 1)
+    optimizer = options.optimizer or "adamw"
+    factor = RATE_FACTORS[optimizer]
+    said = {
+        name: value
+        for name in ("schedule", "warmup", "floor", "decay", "clip", "weight_decay",
+                     "embedding_decay", "norm_decay", "ema")
+        if (value := getattr(options, name)) is not None
+    }  # fmt: skip
+    # A step takes lr * weight_decay off a weight: as much with every optimizer.
+    chosen = {"weight_decay": round(min(max(0.1 * passes, 0.1), 1.0), 2) / factor}
     return Recipe(
         batch_size=options.batch_size or default_batch(c),
         accumulate=options.accumulate or 1,
-        lr=options.lr or 3e-3 * (128 / max(c.dim, 128)) ** 0.5,
+        lr=options.lr or factor * 3e-3 * (128 / max(c.dim, 128)) ** 0.5,
         seed=options.seed,
-        weight_decay=round(min(max(0.1 * passes, 0.1), 1.0), 2),
         loss=options.loss,
         samples=chosen_samples(options, c.vocab_size),
         precision=options.precision,
+        optimizer=optimizer,
+        **{**chosen, **said},
     )

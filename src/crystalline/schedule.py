@@ -1,8 +1,8 @@
-"""How far training is, and how long it shall go on.
+"""How far training is, how long it shall go on, and with what learning rate.
 
-Progress runs from 0 to 1 and decides the learning rate.  A run told a number of steps goes there
-evenly.  A run told minutes measures its steps now and then and moves the end; each such change is
-part of the training state, so a resumed run follows the same course.
+Progress runs from 0 to 1 and decides the learning rate, by one of four schedules.  A run told a
+number of steps goes there evenly.  A run told minutes measures its steps now and then and moves the
+end; each such change is part of the training state, so a resumed run follows the same course.
 """
 
 from __future__ import annotations
@@ -42,9 +42,35 @@ def cos_pi(x: float) -> float:
     return total
 
 
-def learning_rate(peak: float, warmup: float, floor: float, progress: float) -> float:
-    """Linear warm-up over the share ``warmup`` of training, then a cosine down to floor * peak."""
-    if progress < warmup:
-        return peak * progress / warmup
-    along = min(1.0, (progress - warmup) / (1.0 - warmup))
-    return peak * (floor + (1.0 - floor) * 0.5 * (1.0 + cos_pi(along)))
+@dataclass(frozen=True)
+class Schedule:
+    """A learning rate over the progress of training.
+
+    ``kind`` is one of ``config.SCHEDULES``.  All begin with a linear warm-up over the share
+    ``warmup`` of training.  Then the rate stays (constant), or falls to ``floor`` of its peak: by
+    half a cosine (Loshchilov and Hutter 2017), linearly, or (wsd) only over the last share
+    ``decay``, as 1 - sqrt (Hu et al. 2024; Haegele et al. 2024).
+    """
+
+    kind: str = "cosine"
+    warmup: float = 0.05
+    floor: float = 0.02
+    decay: float = 0.2
+
+    def rate(self, peak: float, progress: float) -> float:
+        """The learning rate at a ``progress`` from 0 to 1."""
+        if progress < self.warmup:
+            return peak * progress / self.warmup
+        if self.kind == "constant":
+            return peak
+        begin = 1.0 - self.decay if self.kind == "wsd" else self.warmup
+        along = min(1.0, max(0.0, progress - begin) / (1.0 - begin))
+        return peak * (self.floor + (1.0 - self.floor) * self._left(along))
+
+    def _left(self, along: float) -> float:
+        """What is left of a fall from 1 to 0, ``along`` its way."""
+        if self.kind == "cosine":
+            return 0.5 * (1.0 + cos_pi(along))
+        if self.kind == "wsd":
+            return 1.0 - math.sqrt(along)
+        return 1.0 - along

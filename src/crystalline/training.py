@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Callable
@@ -21,10 +22,11 @@ from crystalline.forecast.fits import check_memory
 from crystalline.memory import give_back
 from crystalline.metrics import Metrics
 from crystalline.model import Decoder, Parameters, initialise
-from crystalline.optim import AdamW, AdamWConfig
+from crystalline.optimizers import make_optimizer
+from crystalline.optimizers.ema import Average
 from crystalline.pacing import Pacing
 from crystalline.plan import Recipe
-from crystalline.schedule import Course, learning_rate
+from crystalline.schedule import Course
 from crystalline.shards import TokenStore
 from crystalline.sparse import touched_rows, vocabulary_weights
 from crystalline.spheres.crew import Crew
@@ -69,15 +71,18 @@ class Training:
         check_memory(config, recipe, self.team)
         self.weights, self.gradients = Parameters(config), Parameters(config)
         crew.interleave(self.weights.flat)
-        settings = AdamWConfig(weight_decay=recipe.weight_decay)
         self.candidates: Candidates | None = None
         if recipe.loss == "sampled":
             counts = self.store.train.counts(config.vocab_size)
             self.candidates = Candidates(counts, recipe.samples, recipe.seed, self.team)
         sparse = vocabulary_weights(config) if self.candidates else ()
-        self.optimizer = AdamW(self.weights, self.team, settings, sparse)
-        for block in (self.weights, self.gradients, self.optimizer.m, self.optimizer.v):
+        for block in (self.weights, self.gradients):
             self.team.touch(block.flat)
+        self.optimizer = make_optimizer(
+            recipe.optimizer, self.weights, self.team, sparse, weight_decay=recipe.weight_decay,
+            embedding_decay=recipe.embedding_decay, norm_decay=recipe.norm_decay, clip=recipe.clip,
+        )  # fmt: skip
+        self.average = Average(self.weights, self.team, recipe.ema) if recipe.ema else None
         self.plan_batches()
         self.token_bytes = np.array(
             [len(tokenizer.token_bytes(i)) for i in range(config.vocab_size)]
@@ -88,6 +93,11 @@ class Training:
         self.pacing = Pacing()
         self.saved_step = -1  # of the checkpoint this process wrote last
         self.stats = SphereStats(self.team, crew.hierarchy)
+
+    @property
+    def offered(self) -> Parameters:
+        """What is validated, kept as the best and exported: the average, where there is one."""
+        return self.weights if self.average is None else self.average.parameters
 
     def plan_batches(self) -> None:
         """What depends on the batch size: the order of the text, and the memory of a batch."""
@@ -107,6 +117,8 @@ class Training:
         """A new training at step 0, in a folder that holds the data already."""
         trainer = cls(out, config, recipe, tokenizer, crew, Progress(course), on_event)
         initialise(trainer.weights, recipe.seed)
+        if trainer.average is not None:
+            trainer.average.start()
         give_back()
         return trainer
 
@@ -127,11 +139,13 @@ class Training:
                 f"{out}/training_state.json: {error} does not fit this version; train again"
             ) from error
         trainer = cls(out, config, recipe, tokenizer, crew, progress, on_event)
-        trainer.weights.load(tensors)
-        for n in trainer.weights.named:
-            trainer.optimizer.m.named[n][...] = optimizer["m." + n]
-            trainer.optimizer.v.named[n][...] = optimizer["v." + n]
-        trainer.optimizer.t = updates
+        if trainer.average is None:
+            trainer.weights.load(tensors)
+        else:
+            trainer.average.parameters.load(tensors)
+            for name, view in trainer.weights.named.items():
+                view[...] = optimizer["w." + name]
+        trainer.optimizer.load(optimizer, updates)
         trainer.options, trainer.commands = state.get("options", {}), commands
         if state.get("data") != trainer.store.fingerprint:
             raise CheckpointError(
@@ -166,11 +180,14 @@ class Training:
         """One update."""
         p, r = self.progress, self.recipe
         begun = time.monotonic()
-        lr = learning_rate(r.lr, r.warmup, r.floor, p.course.at(p.step + 1))
+        lr = r.learning_rate.rate(r.lr, p.course.at(p.step + 1))
         loss, count = self.gradient(p.sequences)
         norm = self.optimizer.step(self.gradients, lr) if math.isfinite(loss) else math.nan
         if not math.isfinite(norm):
             raise self._not_finite(f"the loss is {loss} and its gradient {norm}")
+        if self.average is not None:
+            self.optimizer.settle()  # it reads all weights
+            self.average.update(self.optimizer.t)
         seconds = time.monotonic() - begun
         self.stats.end_step(self.optimizer.squares)
         p.step, p.tokens, p.seconds = p.step + 1, p.tokens + count, p.seconds + seconds
@@ -198,13 +215,14 @@ class Training:
         B, T = self.recipe.batch_size, self.config.seq_len
         every = 1 if most is None else max(1, split.tokens // most)
         nats, count, size = 0.0, 0, 0
-        for i, (ids, targets) in enumerate(validation_batches(split, B, T)):
-            if i % every:
-                continue
-            nats += self.decoder.loss(ids, targets)
-            counted = targets[targets >= 0]
-            count += counted.size
-            size += int(self.token_bytes[counted].sum())
+        with contextlib.nullcontext() if self.average is None else self.average.in_place():
+            for i, (ids, targets) in enumerate(validation_batches(split, B, T)):
+                if i % every:
+                    continue
+                nats += self.decoder.loss(ids, targets)
+                counted = targets[targets >= 0]
+                count += counted.size
+                size += int(self.token_bytes[counted].sum())
         return {
             "event": "validation", "step": self.progress.step, "loss": nats / count,
             "bits_per_byte": nats / math.log(2) / max(size, 1), "tokens": count,
@@ -227,7 +245,7 @@ class Training:
         if most is not None and (p.best is None or result["loss"] < p.best):
             p.best, p.best_step = result["loss"], p.step
             p.best_bits_per_byte = result["bits_per_byte"]
-            save_model(self.out / BEST, self.config, self.tokenizer, self.weights.named)
+            save_model(self.out / BEST, self.config, self.tokenizer, self.offered.named)
             best = True
         keeping = time.monotonic() - measured if best else 0.0
         self.pacing.validated(measured - begun, keeping, most is None)
@@ -239,8 +257,9 @@ class Training:
         """Writes the checkpoint: model, moments and state."""
         begun = time.monotonic()
         self.optimizer.settle()
-        moments = {f"m.{n}": a for n, a in self.optimizer.m.named.items()}
-        moments |= {f"v.{n}": a for n, a in self.optimizer.v.named.items()}
+        kept = self.optimizer.tensors()
+        if self.average is not None:
+            kept |= {f"w.{name}": view for name, view in self.weights.named.items()}
         progress = asdict(self.progress)
         state = {
             "format": 1, "course": progress.pop("course"), "progress": progress,
@@ -252,8 +271,8 @@ class Training:
             self.out,
             self.config,
             self.tokenizer,
-            self.weights.named,
-            optimizer=moments,
+            self.offered.named,
+            optimizer=kept,
             state=state,
         )
         self.pacing.saved(begun)

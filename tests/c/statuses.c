@@ -125,6 +125,23 @@ static void some_rows(const cry_team *t)
             CRY_BAD_SHAPE);
 }
 
+static void momenta(const cry_team *t, const cry_team *poor)
+{
+    float *y = out[0], *z = out[1];
+    const float steps[2] = {0};
+    cry_momentum c = {0};
+    cry_muon none = {.iterations = 0}, one = {.iterations = 1, .coefficients = in};
+    int64_t spans[6] = {0, 2, 1, 1, 3, 0}, outside[3] = {1, 2, 3}, flat[3] = {0, 0, 3};
+    int64_t matrix[3] = {0, 2, 3};
+    refused("lion", cry_lion_spans(t, y, z, in, 3, spans, 2, &c), CRY_BAD_SHAPE);
+    refused("sgd", cry_sgd_spans(t, y, z, in, 1, spans, 1, &c), CRY_BAD_SHAPE);
+    refused("ema", cry_ema(t, y, in, -1, 0.1f), CRY_BAD_SHAPE);
+    refused("muon", cry_muon_step(t, y, z, in, 6, matrix, steps, 1, &none), CRY_BAD_SHAPE);
+    refused("muon", cry_muon_step(t, y, z, in, 6, outside, steps, 1, &one), CRY_BAD_SHAPE);
+    refused("muon", cry_muon_step(t, y, z, in, 6, flat, steps, 1, &one), CRY_BAD_SHAPE);
+    refused("muon", cry_muon_step(poor, y, z, in, 6, matrix, steps, 1, &one), CRY_NO_SCRATCH);
+}
+
 static void decoding(const cry_team *t)
 {
     cry_layer layer = {0};
@@ -156,6 +173,7 @@ int main(void)
     attention(&team, &poor);
     tables(&team, &poor);
     some_rows(&team);
+    momenta(&team, &poor);
     decoding(&team);
     if (cry_head(&team, out[2], out[0], out[1], in, in, ids, groups, R, D, V, 1.0f, 0) != CRY_OK)
         failed = 1; /* or all of this would have been refused for another reason */

@@ -26,6 +26,8 @@
 #include "optim.h"
 #include "gemv.h"
 #include "sampled.h"
+#include "momentum.h"
+#include "muon.h"
 
 static void exp_span(float *y, const float *x, int64_t n)
 {
@@ -92,4 +94,8 @@ const cry_kernels CRY_TABLE = {
     .head_scale = head_scale,
     .head_back = head_back,
     .gemv_across = gemv_across,
+    .lion = lion,
+    .sgd = sgd,
+    .ema = ema,
+    .muon = muon,
 };

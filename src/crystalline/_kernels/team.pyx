@@ -71,18 +71,20 @@ include "attend.pxi"
 include "narrow.pxi"
 include "generate.pxi"
 include "sparse.pxi"
+include "momentum.pxi"
 
 
-cdef class Team(Sparse):
+cdef class Team(Momenta):
     """What a pool can compute.  Arrays are float32 and C-contiguous; ids, targets int32; ``groups``
     holds 13 int64 row starts."""
 
     def work_floats(self, const int64_t[::1] groups, int64_t T, int64_t D, int64_t H, int64_t K,
-                    int64_t F, int64_t V, int64_t S=0, bint bf16=False):
+                    int64_t F, int64_t V, int64_t S=0, bint muon=False, bint bf16=False):
         """Floats of work space that training such a decoder will reserve, with the full loss or (S
-        above 0) the sampled one, whose head is float32; validation has the full one, without
-        gradients.  With ``bf16`` the full one's head is of that precision."""
-        cdef int64_t R, shared
+        above 0) the sampled one, whose head is float32, and by Muon or not; validation has the full
+        loss, without gradients.  With ``bf16`` the full loss's head is of that precision."""
+        cdef int64_t R, shared, scratch
+        cdef int64_t[12] matrices
         cdef cry_attention shape
         _same("work_floats", "groups", groups.shape[0], "the number of starts", 13)
         R = groups[12]
@@ -92,7 +94,11 @@ cdef class Team(Sparse):
                      cry_need_head_sampled(&self.c, &groups[0], D, S, 1))
         for n, k in ((E, D), (D, E), (D, D), (2 * F, D), (D, 2 * F), (D, F), (F, D), (D, R), (F, R)):
             shared = max(shared, self._product_floats(n, k))
-        return shared + self.c.threads * cry_need_attention(&shape, 1)
+        scratch = cry_need_attention(&shape, 1)
+        if muon:
+            matrices = [0, D, D, 0, K * shape.head_dim, D, 0, F, D, 0, D, F]
+            scratch = max(scratch, cry_need_muon(&self.c, matrices, 4))
+        return shared + self.c.threads * scratch
 
     def head(self, float[::1] losses, const float[:, ::1] h, const float[:, ::1] w,
              const int32_t[::1] targets, const int64_t[::1] groups, float[:, ::1] dh=None,

@@ -9,7 +9,7 @@ import click
 
 from crystalline.commands.common import SAMPLES, helps, options_of
 from crystalline.commands.train import LENGTH_OPTIONS, SIZE_OPTIONS
-from crystalline.config import LOSSES, PRECISIONS, PRESETS
+from crystalline.config import LOSSES, OPTIMIZERS, PRECISIONS, PRESETS
 
 
 @click.command()
@@ -26,16 +26,17 @@ from crystalline.config import LOSSES, PRECISIONS, PRESETS
               help=helps("Tokens that the sampled loss compares with.", SAMPLES))  # fmt: skip
 @click.option("--precision", type=click.Choice(PRECISIONS),
               help=helps("Of what is multiplied.", "fp32"))  # fmt: skip
-@click.option("--optimizer", default="adamw", show_default=True,
-              help="adamw, muon, lion or sgd: what is kept beside the weights.")  # fmt: skip
+@click.option("--optimizer", type=click.Choice(OPTIMIZERS),
+              help=helps("What makes new weights of gradients.", "adamw"))  # fmt: skip
+@click.option("--ema", type=float,
+              help=helps("Keep an average of the weights with this decay.", "none"))  # fmt: skip
 @click.option("--processes", type=int, default=1, show_default=True,
               help="Processes that share the 12 groups: 1, 2, 3, 4, 6 or 12.")  # fmt: skip
 @click.option("--val", type=click.Path(), multiple=True,
               help=helps("Text to measure on.", "a tenth"))  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Write one JSON object.")
 def plan(
-    paths: tuple[str, ...], params: str | None, optimizer: str, processes: int, as_json: bool,
-    **options: Any,
+    paths: tuple[str, ...], params: str | None, processes: int, as_json: bool, **options: Any
 ) -> None:  # fmt: skip
     """Tell what a training takes before it starts: memory, speed, time, disk.
 
@@ -54,7 +55,7 @@ def plan(
 
     options["val"] = options["val"] or None
     said = train_config(options, "plan")
-    f = forecast(paths, params=params, processes=processes, optimizer=optimizer, options=said)
+    f = forecast(paths, params=params, processes=processes, options=said)
     if as_json:
         click.echo(json.dumps(f))
         return

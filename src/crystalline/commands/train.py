@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from crystalline.commands.common import CPUS, SAMPLES, helps, one_of, options_of
-from crystalline.config import LOSSES, PRECISIONS, PRESETS, STRATEGIES
+from crystalline.config import LOSSES, OPTIMIZERS, PRECISIONS, PRESETS, SCHEDULES, STRATEGIES
 
 # Name, type, what it does, and what holds when it is not given (which the library decides).
 LENGTH_OPTIONS = (
@@ -28,6 +28,17 @@ SIZE_OPTIONS = (
     ("--lr", float, "Highest learning rate.", "chosen by the width"),
     ("--seed", int, "Decides the first weights and the order of the text.", "0"),
     ("--threads", int, "Threads; they change no bit of the result.", CPUS),
+)
+
+LEARNING_OPTIONS = (
+    ("--warmup", float, "Share of the training in which the learning rate rises.", "0.05"),
+    ("--floor", float, "The learning rate at the end, as a share of its peak.", "0.02"),
+    ("--decay", float, "Share of the training in which it falls, with schedule wsd.", "0.2"),
+    ("--clip", float, "Hold the gradient's norm to this; 0 leaves it as it is.", "1"),
+    ("--weight-decay", float, "Decay of the layers' matrices.", "chosen by the passes"),
+    ("--embedding-decay", float, "Decay of embedding and output weight.", "as --weight-decay"),
+    ("--norm-decay", float, "Decay of the norms' gains.", "0"),
+    ("--ema", float, "Keep an average of the weights with this decay; 0 keeps none.", "0"),
 )
 
 
@@ -60,6 +71,17 @@ SIZE_OPTIONS = (
     type=click.Choice(PRECISIONS),
     help=helps("Of what is multiplied: bf16 is faster, on CPUs with AVX512_BF16.", "fp32"),
 )
+@click.option(
+    "--optimizer",
+    type=click.Choice(OPTIMIZERS),
+    help=helps("What makes new weights of gradients.", "adamw"),
+)
+@click.option(
+    "--schedule",
+    type=click.Choice(SCHEDULES),
+    help=helps("The course of the learning rate.", "cosine"),
+)
+@options_of(LEARNING_OPTIONS)
 @click.option(
     "--hierarchy-depth",
     type=click.Choice(["auto", "1", "2", "3"]),

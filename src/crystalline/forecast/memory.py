@@ -15,6 +15,7 @@ from crystalline.config import ModelConfig, parameter_count
 from crystalline.forecast.machine import shared_room
 from crystalline.memory import arena_bytes
 from crystalline.model import group_starts
+from crystalline.optimizers import moment_floats
 
 if TYPE_CHECKING:
     from crystalline.plan import Recipe
@@ -49,40 +50,33 @@ class Memory:
         return max([sum(self.training.values()), *self.before.values()])
 
     @property
-    def arenas(self) -> int:
-        """What will be asked for in large blocks: all of training but what is there already."""
-        return sum(n for name, n in self.training.items() if name not in GROWN)
-
-
-GROWN = ("libraries", "vocabulary", "text")  # purposes that grow with the process, bit by bit
-
-
-def moment_floats(c: ModelConfig, optimizer: str) -> list[int]:
-    """The sizes of the blocks that an optimizer keeps between steps."""
-    P = parameter_count(c)
-    tables = c.vocab_size * c.dim * (1 if c.tied else 2)
-    second = {"adamw": [P], "muon": [tables + (2 * c.layers + 1) * c.dim]}
-    return [P, *second.get(optimizer, [])]
-
-
-def arenas(c: ModelConfig, recipe: Recipe, team: Team, T: int | None = None) -> dict[str, int]:
-    """The large blocks of a training, in bytes that they take once touched."""
-    B, T, bf16 = recipe.batch_size, T or c.seq_len, recipe.precision == "bf16"
+    def blocks(c: ModelConfig, recipe: Recipe, team: Team) -> dict[str, list[int]]:
+    """What a training asks for in large blocks, by purpose: the float32 numbers of each."""
+    B, T, bf16 = recipe.batch_size, c.seq_len, recipe.precision == "bf16"
     P = parameter_count(c)
     arrays = decoder_arrays(c, B, T, True, bf16, recipe.samples > 0)
     starts = group_starts(B) * T
     work = team.work_floats(starts, T, c.dim, c.heads, c.kv_heads, c.hidden, c.vocab_size,
-                            recipe.samples, bf16)  # fmt: skip
-    optimizer = getattr(recipe, "optimizer", "adamw")
-    average = arena_bytes(P) if getattr(recipe, "ema", 0.0) else 0
+                            recipe.samples, recipe.optimizer == "muon", bf16)  # fmt: skip
     return {
-        "weights": arena_bytes(P),
-        "gradients": arena_bytes(P),
-        "moments": sum(arena_bytes(n) for n in moment_floats(c, optimizer)) + average,
-        "activations": arena_bytes(layout(arrays, c, recipe.lends_gradients).floats),
-        "work space": arena_bytes(int(work)),
-        "live view": 4 * P if shared_room() > 4 * P else 0,
+        "weights": [P],
+        "gradients": [P],
+        "moments": [P, moment_floats(c, recipe.optimizer) - P],
+        "average": [P if recipe.ema else 0],
+        "activations": [layout(arrays, c, recipe.lends_gradients).floats],
+        "work space": [int(work)],
     }
+
+
+def arenas(c: ModelConfig, recipe: Recipe, team: Team) -> dict[str, int]:
+    """The bytes that these blocks take once they are touched, and the weights once more in shared
+    memory, for others to look at, if there is room."""
+    held = {
+        name: sum(arena_bytes(n) for n in sizes if n)
+        for name, sizes in blocks(c, recipe, team).items()
+    }
+    shown = 4 * parameter_count(c)
+    return held | {"live view": shown if shown < shared_room() else 0}
 
 
 def memory(c: ModelConfig, recipe: Recipe, team: Team, text: Text, base: int) -> Memory:

@@ -23,10 +23,11 @@ from crystalline.data import collect, split
 from crystalline.forecast.choice import choose
 from crystalline.forecast.fits import nearest
 from crystalline.forecast.machine import available, resident
-from crystalline.forecast.memory import MIB, Memory, Text, memory, moment_floats
+from crystalline.forecast.memory import MIB, Memory, Text, memory
 from crystalline.forecast.sizes import default_vocabulary, parse_count, sizes_for
 from crystalline.forecast.speed import Pace, measure
 from crystalline.model import GROUPS, check_precision, group_starts
+from crystalline.optimizers import moment_floats
 from crystalline.plan import (
     DEFAULT_MINUTES,
     Budget,
@@ -39,7 +40,6 @@ from crystalline.tokenizer import default_vocab_size
 
 CHINCHILLA = 20  # tokens a parameter (Hoffmann et al. 2022), where nobody says how long
 PROCESSES = tuple(n for n in range(1, GROUPS + 1) if GROUPS % n == 0)  # each has whole groups
-OPTIMIZERS = ("adamw", "muon", "lion", "sgd")
 KINDS = {"embed": "token table", "self_attn": "attention", "mlp": "feed-forward", "norm": "norms",
          "lm_head": "output table"}  # fmt: skip
 
@@ -65,7 +65,7 @@ def bytes_per_token(V: int) -> float:
 
 def forecast(
     paths: Iterable[str | os.PathLike[str]] = (), *, params: str | None = None, processes: int = 1,
-    optimizer: str = "adamw", options: TrainConfig | None = None,
+    options: TrainConfig | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """The forecast for a training, JSON-able.
 
@@ -76,12 +76,9 @@ def forecast(
     if processes not in PROCESSES:
         rule = f"each owns as many of the {GROUPS} groups"
         refuse("processes", processes, rule, ", ".join(map(str, PROCESSES)))
-    if optimizer not in OPTIMIZERS:
-        refuse("optimizer", optimizer, f"must be one of {', '.join(OPTIMIZERS)}", "adamw")
     corpus = _corpus(list(paths), said)
     team = make_team(said.threads)
     config, recipe, pace, reason = _chosen(said, params, corpus, team)
-    recipe = _with_optimizer(recipe, optimizer)
     check_samples(said, config.vocab_size)
     check_precision(config, team, recipe.precision)
     own = replace(recipe, batch_size=_of_one(recipe.batch_size, processes))
@@ -92,7 +89,7 @@ def forecast(
     return {
         "config": asdict(config), "parameters": P, "parts": _parts(config),
         "params_asked": None if params is None else parse_count(params),
-        "recipe": asdict(recipe), "optimizer": optimizer, "reason": reason,
+        "recipe": asdict(recipe), "reason": reason,
         "text": None if corpus is None else asdict(corpus) | {
             "tokens": corpus.tokens(config.vocab_size)},
         "memory": {"training": need.training, "before": need.before, "peak": need.peak,
@@ -100,7 +97,7 @@ def forecast(
         "fits": need.peak <= room,
         "nearest": None if need.peak <= room else _nearest(config, own, team, need, room),
         "tokens_per_s": recipe.sequences * config.seq_len / _seconds(recipe, pace, processes),
-        "tried": pace.tried, "length": length, "disk": _disk(config, optimizer, corpus),
+        "tried": pace.tried, "length": length, "disk": _disk(config, recipe, corpus),
         "processes": processes, "batch_of_one": own.batch_size,
         "threads": team.threads, "isa": team.isa,
     }  # fmt: skip
@@ -149,11 +146,6 @@ def _vocabulary(said: TrainConfig, params: str | None, corpus: Corpus | None) ->
     if corpus is not None:
         return default_vocab_size(corpus.bytes)
     return default_vocabulary(parse_count(params)) if params else 8192
-
-
-def _with_optimizer(recipe: Recipe, name: str) -> Recipe:
-    known = {"optimizer": name} if hasattr(recipe, "optimizer") else {}
-    return replace(recipe, **known)
 
 
 def _of_one(batch: int, processes: int) -> int:
@@ -212,11 +204,11 @@ def _parts(c: ModelConfig) -> dict[str, int]:
     return {name: count for name, count in parts.items() if count}
 
 
-def _disk(c: ModelConfig, optimizer: str, corpus: Corpus | None) -> dict[str, int]:
+def _disk(c: ModelConfig, recipe: Recipe, corpus: Corpus | None) -> dict[str, int]:
     """Bytes on the disk: a checkpoint, the best weights, the tokens; and once more a checkpoint
     while a new one is written beside the old."""
     P = 4 * parameter_count(c)
-    checkpoint = P + 4 * sum(moment_floats(c, optimizer))
+    checkpoint = P + 4 * moment_floats(c, recipe.optimizer) + (P if recipe.ema else 0)
     width = 2 if c.vocab_size <= 1 << 16 else 4
     size = 0 if corpus is None else corpus.bytes + corpus.held
     tokens = round(size / bytes_per_token(c.vocab_size)) * width

@@ -15,7 +15,7 @@ from crystalline._native import Team
 from crystalline.candidates import Candidates
 from crystalline.config import ModelConfig, parameter_count
 from crystalline.model import Decoder, Parameters, initialise
-from crystalline.optim import AdamW, AdamWConfig
+from crystalline.optimizers import make_optimizer
 from crystalline.plan import Recipe, flops_per_token
 from crystalline.sparse import touched_rows, vocabulary_weights
 
@@ -49,7 +49,10 @@ def measure(c: ModelConfig, recipe: Recipe, team: Team, seconds: float = 1.0) ->
     if samples:
         candidates = Candidates(np.ones(small.vocab_size, np.int64), samples, 0, team)
     sparse = vocabulary_weights(small) if candidates else ()
-    optimizer = AdamW(weights, team, AdamWConfig(), sparse)
+    optimizer = make_optimizer(
+        recipe.optimizer, weights, team, sparse, weight_decay=recipe.weight_decay,
+        embedding_decay=recipe.embedding_decay, norm_decay=recipe.norm_decay, clip=recipe.clip,
+    )  # fmt: skip
     expected = candidates.log_expected if candidates else None
     decoder = Decoder(weights, team, B, small.seq_len, gradients, recipe.precision, expected, True)
     source = np.random.default_rng(0)

@@ -42,7 +42,7 @@ def model_rows(f: dict[str, Any]) -> list[tuple[str, str]]:
          f"width {c['dim']}, {plural(c['heads'], 'head')}{kv}, feed-forward {c['hidden']}, context "
          f"{c['seq_len']}, vocabulary {c['vocab_size']:,}"),
         ("parts", parts),
-        ("training", f"{batch} a step, {f['optimizer']}, {r['precision']}{loss}, learning rate "
+        ("training", f"{batch} a step, {r['optimizer']}, {r['precision']}{loss}, learning rate "
          f"{r['lr']:.2g}"),
     ]  # fmt: skip
     if f["text"]:

@@ -69,6 +69,23 @@ typedef struct cry_adamw {
      * p = decay p - step_size m / (sqrt(v) / root_bias2 + eps) */
 } cry_adamw;
 
+/* The constants of one update with a momentum m: rest is 1 - beta for lion, anything for sgd. */
+typedef struct cry_momentum {
+    float grad_scale, beta1, rest1, beta2, rest2, step_size, decay;
+    /* g = grad_scale grad
+     * lion:  u = sign(beta1 m + rest1 g);  m = beta2 m + rest2 g
+     * sgd:   m = beta2 m + rest2 g;        u = beta1 m + rest1 g
+     * p = decay p - step_size u */
+} cry_momentum;
+
+/* One update by Muon: `momentum` is that of sgd, whose u is brought near the nearest matrix with
+ * orthonormal rows or columns by `iterations` odd polynomials of degree 5, coefficients(iterations,3). */
+typedef struct cry_muon {
+    cry_momentum momentum; /* step_size is not looked at: every matrix has its own */
+    int64_t iterations;
+    const float *coefficients;
+} cry_muon;
+
 /* The shape of attention.  A row of qkv is H queries, K keys and K values of head_dim numbers each;
  * query head h looks at key head h / (H / K), so K divides H. */
 typedef struct cry_attention {
@@ -255,7 +272,27 @@ typedef struct cry_kernels {
     /* c(m, n) = a w for few rows, w(k, n) as it lies, its rows ldw apart. */
     void (*gemv_across)(float *c, int64_t ldc, const float *a, int64_t lda, const float *w, int64_t ldw,
                         int64_t m, int64_t n, int64_t k);
+
+    /* Updates p and m (n) in place by the formulas at cry_momentum; grad(n) is read. */
+    void (*lion)(float *p, float *m, const float *grad, int64_t n, const cry_momentum *c);
+    void (*sgd)(float *p, float *m, const float *grad, int64_t n, const cry_momentum *c);
+    /* average(n) goes the share `rate` of its way to p(n). */
+    void (*ema)(float *average, const float *p, int64_t n, float rate);
+    /* Updates the matrix p and its momentum m (rows,columns) from grad; work: cry_muon_floats. */
+    void (*muon)(float *p, float *m, const float *grad, int64_t rows, int64_t columns, float step_size,
+                 const cry_muon *c, float *work);
 } cry_kernels;
+
+/* Floats of work for a matrix in `muon`, with the tile_n of its table: the update, of a high matrix its
+ * product too, four squares of the short side, and panels. */
+static inline int64_t cry_muon_floats(int64_t tile_n, int64_t rows, int64_t columns)
+{
+    int64_t high = rows > columns, n = high ? columns : rows, k = high ? rows : columns;
+    int64_t whole = (n * k + 15) / 16 * 16, square = (n * n + 15) / 16 * 16;
+    int64_t narrow = k * ((n + tile_n - 1) / tile_n * tile_n);
+    int64_t wide = n * ((k + tile_n - 1) / tile_n * tile_n);
+    return (1 + high) * whole + 4 * square + (narrow > wide ? narrow : wide);
+}
 
 /* bf16: the upper half of a float32. */
 typedef uint16_t cry_bf16;

@@ -330,6 +330,20 @@ CRY_API cry_status cry_cross_entropy_bwd(const cry_team *team, float *dlogits, c
 /* y(n) = exp(x) or log(x), within 2 ulp; y may be x. */
 CRY_API cry_status cry_exp(const cry_team *team, float *y, const float *x, int64_t n);
 CRY_API cry_status cry_log(const cry_team *team, float *y, const float *x, int64_t n);
+/* Updates p and m (n) by the formulas at cry_momentum, from grad(n), where the rising spans(count,3)
+ * say, as in cry_adamw_spans. */
+CRY_API cry_status cry_lion_spans(const cry_team *team, float *p, float *m, const float *grad, int64_t n,
+                                  const int64_t *spans, int64_t count, const cry_momentum *c);
+CRY_API cry_status cry_sgd_spans(const cry_team *team, float *p, float *m, const float *grad, int64_t n,
+                                 const int64_t *spans, int64_t count, const cry_momentum *c);
+/* average(n) += rate (p(n) - average); n may be 0. */
+CRY_API cry_status cry_ema(const cry_team *team, float *average, const float *p, int64_t n, float rate);
+/* Updates the matrices that lie in p, m, grad (n) at matrices(count,3) (begin, rows, columns), which do
+ * not overlap, each with its step_sizes(count) and by one thread, in cry_need_muon floats of scratch. */
+CRY_API int64_t cry_need_muon(const cry_team *team, const int64_t *matrices, int64_t count);
+CRY_API cry_status cry_muon_step(const cry_team *team, float *p, float *m, const float *grad, int64_t n,
+                                 const int64_t *matrices, const float *step_sizes, int64_t count,
+                                 const cry_muon *c);
 
 #ifdef __cplusplus
 }
