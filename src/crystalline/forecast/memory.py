@@ -50,7 +50,15 @@ class Memory:
         return max([sum(self.training.values()), *self.before.values()])
 
     @property
-    def blocks(c: ModelConfig, recipe: Recipe, team: Team) -> dict[str, list[int]]:
+    def arenas(self) -> int:
+        """What will be asked for in large blocks: all of training but what is there already."""
+        return sum(n for name, n in self.training.items() if name not in GROWN)
+
+
+GROWN = ("libraries", "vocabulary", "text")  # purposes that grow with the process, bit by bit
+
+
+def blocks(c: ModelConfig, recipe: Recipe, team: Team) -> dict[str, list[int]]:
     """What a training asks for in large blocks, by purpose: the float32 numbers of each."""
     B, T, bf16 = recipe.batch_size, c.seq_len, recipe.precision == "bf16"
     P = parameter_count(c)
