@@ -35,6 +35,7 @@ from crystalline.plan import (
     DEFAULT_MINUTES,
     Budget,
     Recipe,
+    bytes_per_token,
     check_samples,
     choose_model,
     choose_recipe,
@@ -206,7 +207,8 @@ def _created(
         minutes = DEFAULT_MINUTES
     # The sizes are checked before anything is written.
     seconds = None if minutes is None else 60 * minutes - (time.monotonic() - begun)
-    choice = choose(Budget(said, size // 3, seconds), tokenizer.vocab_size, team)
+    tokens = round(size / bytes_per_token(tokenizer.vocab_size))
+    choice = choose(Budget(said, tokens, seconds), tokenizer.vocab_size, team)
     config, recipe = choice.config, choice.recipe
     check_samples(said, config.vocab_size)
     check_precision(config, team, said.precision)

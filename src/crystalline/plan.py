@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass, replace
 
@@ -55,12 +56,6 @@ class Recipe:
         """Whether activations may lie in the gradients' memory: nothing is added to gradients."""
         return self.accumulate == 1
 
-    @property
-    def kind(self) -> tuple[int, str, bool, str, bool]:
-        """What the memory depends on beside the batch."""
-        averages = self.ema > 0
-        return self.samples, self.precision, self.lends_gradients, self.optimizer, averages
-
 
 # (width, layers, width of a head, sequence length): what is chosen from, smallest first.
 LADDER = [
@@ -73,7 +68,7 @@ LADDER = [
     (768, 12, 64, 512),
 ]
 TOKENS_PER_PARAMETER = 3.5  # trained, at least: fewer do not teach a larger model more
-PARAMETERS_PER_TOKEN = 3.0  # of the text, at most: a larger model learns a short text by heart
+PARAMETERS_PER_TOKEN = 2.5  # of the text, at most: a larger model learns a short text by heart
 
 
 @dataclass(frozen=True)
@@ -103,6 +98,11 @@ class Budget:
             self.tokens(c) >= TOKENS_PER_PARAMETER * size
             and size <= PARAMETERS_PER_TOKEN * self.corpus_tokens
         )
+
+
+def bytes_per_token(V: int) -> float:
+    """Of prose or code, about, with a vocabulary of V learnt from it (docs/forecast.md)."""
+    return 1.0 + 3.6 * (1.0 - math.exp(-math.log(max(V, 257) / 256.0) / 2.6))
 
 
 def ladder_config(rung: int, vocab_size: int) -> ModelConfig:
@@ -204,7 +204,7 @@ def default_batch(c: ModelConfig) -> int:
 def choose_recipe(budget: Budget, c: ModelConfig) -> Recipe:
     """Batch, learning rate and weight decay.
 
-    The decay is 0.1 for every pass over the text, up to 1: what is seen often is learnt by heart
+    The decay is 0.12 for every pass over the text, up to 1: what is seen often is learnt by heart
     unless weights are held small (Tiny Shakespeare, ten passes, width 128: 2.12 bits per byte with
     0.1, 2.08 with 0.5, 2.07 with 1).
     """
@@ -218,7 +218,7 @@ def choose_recipe(budget: Budget, c: ModelConfig) -> Recipe:
         if (value := getattr(options, name)) is not None
     }  # fmt: skip
     # A step takes lr * weight_decay off a weight: as much with every optimizer.
-    chosen = {"weight_decay": round(min(max(0.1 * passes, 0.1), 1.0), 2) / factor}
+    chosen = {"weight_decay": round(min(max(0.12 * passes, 0.1), 1.0), 2) / factor}
     return Recipe(
         batch_size=options.batch_size or default_batch(c),
         accumulate=options.accumulate or 1,

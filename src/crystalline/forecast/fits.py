@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from crystalline._native import Team
-from crystalline.config import ModelConfig
+from crystalline.config import ModelConfig, parameter_count
 from crystalline.errors import ConfigError
 from crystalline.forecast.machine import available
 from crystalline.forecast.memory import MIB, arenas
@@ -28,22 +29,15 @@ def check_memory(c: ModelConfig, recipe: Recipe, team: Team, more: int = 0) -> i
 
 
 def nearest(c: ModelConfig, recipe: Recipe, team: Team, room: int) -> str:
-    """What fits into ``room`` bytes, in words: the same step in smaller batches, shorter sequences,
-    a narrower model."""
-    offers = [
-        offer
-        for offer in (
-            _smaller_batch(c, recipe, team, room),
-            _shorter(c, recipe, team, room),
-            _narrower(c, recipe, team, room),
-        )
-        if offer
-    ]
+    """What fits into ``room`` bytes, in words: the same step in smaller batches or else shorter
+    sequences, and a narrower model."""
+    offers = []
+    # Where not even the weights and what belongs to them fit, only a smaller model does.
+    if 16 * parameter_count(c) < room:
+        offers = [_smaller_batch(c, recipe, team, room) or _shorter(c, recipe, team, room)]
+    offers = [offer for offer in (*offers, _narrower(c, recipe, team, room)) if offer]
     if not offers:
         return "no model of this kind fits; free some memory"
-    # A batch that fits changes no result that matters: then one word on the model is enough.
-    if len(offers) == 3:
-        del offers[1]
     return f"fits: {', or '.join(offers)}"
 
 
@@ -73,13 +67,34 @@ def _shorter(c: ModelConfig, recipe: Recipe, team: Team, room: int) -> str:
 
 
 def _narrower(c: ModelConfig, recipe: Recipe, team: Team, room: int) -> str:
-    """The widest model of as many layers, with heads as wide as they are."""
-    step = c.head_dim * (c.heads // c.kv_heads)
-    for dim in range(c.dim - step, 0, -step):
-        heads = dim // c.head_dim
+    """The widest model of as many layers, with heads as wide as they are; or else the one with
+    fewer layers, or with a narrower feed-forward part."""
+    shared = c.heads // c.kv_heads
+
+    def narrowed(groups: int) -> ModelConfig:
+        heads = groups * shared
+        dim = heads * c.head_dim
         hidden = max(2, c.hidden * dim // c.dim // 2 * 2)
-        kv_heads = heads // (c.heads // c.kv_heads)
-        less = replace(c, dim=dim, heads=heads, kv_heads=kv_heads, hidden=hidden)
-        if _need(less, recipe, team) <= room:
-            return f"dim {dim}"
-    return ""
+        return replace(c, dim=dim, heads=heads, kv_heads=groups, hidden=hidden)
+
+    def fits(c: ModelConfig) -> bool:
+        return _need(c, recipe, team) <= room
+
+    if groups := _largest(lambda n: fits(narrowed(n)), c.kv_heads):
+        return f"dim {narrowed(groups).dim}"
+    if layers := _largest(lambda n: fits(replace(c, layers=n)), c.layers):
+        return f"layers {layers}"
+    half = _largest(lambda n: fits(replace(c, hidden=2 * n)), -(-c.hidden // 2))
+    return f"hidden {2 * half}" if half else ""
+
+
+def _largest(fits: Callable[[int], bool], over: int) -> int:
+    """The largest number below ``over`` that fits; 0 where none does."""
+    fit = 0
+    while over - fit > 1:
+        middle = (fit + over) // 2
+        if fits(middle):
+            fit = middle
+        else:
+            over = middle
+    return fit

@@ -32,6 +32,7 @@ from crystalline.plan import (
     DEFAULT_MINUTES,
     Budget,
     Recipe,
+    bytes_per_token,
     check_samples,
     choose_recipe,
 )
@@ -56,11 +57,6 @@ class Corpus:
         """Tokens to learn from, about (docs/forecast.md): more bytes a token as vocabularies grow.
         """
         return round(self.bytes / bytes_per_token(V))
-
-
-def bytes_per_token(V: int) -> float:
-    """Of prose or code, with a vocabulary learnt from it."""
-    return 1.0 + math.log(max(V, SMALLEST_VOCAB) / 256.0)
 
 
 def forecast(
