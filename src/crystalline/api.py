@@ -201,6 +201,7 @@ def _created(
             wanted = max(PRESETS[said.preset].vocab_size, SMALLEST_VOCAB)
         texts = _read(train_pieces, _reporter(tell, "tokenizer"))
         tokenizer = Tokenizer.train(texts, wanted)
+        give_back()
     tell({"event": "tokenizer", "vocab_size": tokenizer.vocab_size})
     minutes = said.minutes
     if minutes is None and said.steps is None and said.epochs is None:

@@ -86,6 +86,8 @@ def planned(e: Event) -> list[tuple[str, str]]:
     batch += f" x {e['accumulate']} accumulated" if e["accumulate"] > 1 else ""
     sampled = f", loss over {e['samples']:,} sampled tokens" if e["samples"] else ""
     sampled += ", in bf16" if e["precision"] == "bf16" else ""
+    choice = e.get("choice") or {}
+    chosen = [("chosen", choice["reason"])] if "seconds_a_step" in choice else []
     return [
         ("model", f"{short(e['parameters'])} parameters: {plural(e['layers'], 'layer')}, "
          f"width {e['dim']}, {plural(e['heads'], 'head')}{kv}, feed-forward {e['hidden']}, "
@@ -93,6 +95,7 @@ def planned(e: Event) -> list[tuple[str, str]]:
         ("data", f"{short(e['train_tokens'])} tokens to learn from{held}, "
          f"vocabulary {e['vocab_size']:,}"),
         ("training", f"{steps} of {batch}, learning rate {e['lr']:.2g}, seed {e['seed']}{sampled}"),
+        *chosen,
         ("machine", f"{e['machine']}, {e['isa']}, memory forecast {e['memory_mib']:,.0f} MiB"),
         *mapping(e),
         ("folder", tame(e["out"])),

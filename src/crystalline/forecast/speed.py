@@ -14,14 +14,14 @@ import numpy as np
 from crystalline._native import Team
 from crystalline.candidates import Candidates
 from crystalline.config import ModelConfig, parameter_count
-from crystalline.model import Decoder, Parameters, initialise
+from crystalline.model import GROUPS, Decoder, Parameters, initialise
 from crystalline.optimizers import make_optimizer
 from crystalline.plan import Recipe, flops_per_token
 from crystalline.sparse import touched_rows, vocabulary_weights
 
 WIDEST = 1024  # tried; from there on products run at the same speed
 MOST_FLOPS = 4e10  # of one try: about a quarter of a second on two cores
-LEAST_VOCAB = 64
+LEAST = 64  # tokens, numbers or words: smaller parts tell nothing
 
 
 @dataclass(frozen=True)
@@ -81,31 +81,37 @@ def measure(c: ModelConfig, recipe: Recipe, team: Team, seconds: float = 1.0) ->
 
 def _part(c: ModelConfig, recipe: Recipe) -> tuple[ModelConfig, int]:
     """The model that is tried, and its batch: all of it if that is little work."""
-    B, T = recipe.batch_size, c.seq_len
+    B = recipe.batch_size
 
-    def work(c: ModelConfig, B: int) -> float:
-        return flops_per_token(c, min(recipe.samples, c.vocab_size)) * B * T
+    def too_much() -> bool:
+        return flops_per_token(c, min(recipe.samples, c.vocab_size)) * B * c.seq_len > MOST_FLOPS
 
-    while B > 12 and work(c, B) > MOST_FLOPS:
-        B = max(12, B // 2)
-    if work(c, B) <= MOST_FLOPS:
-        return c, B
-    scale = min(1.0, WIDEST / c.dim)
-    if scale < 1:
-        heads = max(1, round(c.heads * scale))
+    while B > GROUPS and too_much():
+        B = max(GROUPS, B // 2)
+    if too_much() and c.dim > WIDEST:
+        heads = max(1, c.heads * WIDEST // c.dim)
         c = replace(
-            c, dim=heads * c.head_dim, heads=heads, kv_heads=_divisor(heads, c.kv_heads * scale),
-            hidden=round(c.hidden * heads / c.heads / 16) * 16,
-            vocab_size=max(LEAST_VOCAB, round(c.vocab_size * scale)),
+            c, dim=heads * c.head_dim, heads=heads,
+            kv_heads=_divisor(heads, heads * c.kv_heads / c.heads),
+            hidden=max(16, c.hidden * heads // c.heads // 16 * 16),
+            vocab_size=max(LEAST, c.vocab_size * heads // c.heads),
         )  # fmt: skip
-    layers, V = c.layers, c.vocab_size
-    while layers > 1 and work(c, B) > MOST_FLOPS:
-        layers = layers // 2
-        vocabulary = max(LEAST_VOCAB, V * layers // c.layers) if layers else V
-        c = replace(c, layers=layers, vocab_size=vocabulary)
-        V = vocabulary
-    while B > 1 and work(c, B) > MOST_FLOPS:
+    while c.layers > 1 and too_much():
+        layers = c.layers // 2
+        c = replace(
+            c, layers=layers, vocab_size=max(LEAST, c.vocab_size * layers // c.layers)
+        )
+    while B > 1 and too_much():
         B //= 2
+    # What is left is large in one of these alone.
+    while too_much():
+        name, size = max(
+            ((name, getattr(c, name)) for name in ("seq_len", "hidden", "vocab_size")),
+            key=lambda pair: pair[1],
+        )
+        if size <= LEAST:
+            break
+        c = replace(c, **{name: max(LEAST, size // 2)})
     return c, B
 
 
