@@ -107,8 +107,8 @@ def test_no_more_is_available_than_the_smallest_limit(monkeypatch: pytest.Monkey
 
 
 def test_the_process_began_when_the_system_says() -> None:
-    age = time.monotonic() - process_began()
-    assert age == pytest.approx(time.time() - psutil.Process().create_time(), abs=1.5)  # which is in whole seconds
+    age = time.monotonic() - process_began()  # the system's own is in whole seconds
+    assert age == pytest.approx(time.time() - psutil.Process().create_time(), abs=1.5)
     code = "import time\nfrom crystalline.forecast.clock import process_began\n" \
            "time.sleep(0.3)\nprint(time.monotonic() - process_began())"  # fmt: skip
     before = time.monotonic()

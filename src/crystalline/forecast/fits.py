@@ -33,9 +33,13 @@ def nearest(c: ModelConfig, recipe: Recipe, team: Team, room: int) -> str:
     sequences, and a narrower model."""
     offers = []
     # Where not even the weights and what belongs to them fit, only a smaller model does.
-    if 16 * parameter_count(c) < room:
+    if 12 * parameter_count(c) < room:
         offers = [_smaller_batch(c, recipe, team, room) or _shorter(c, recipe, team, room)]
     offers = [offer for offer in (*offers, _narrower(c, recipe, team, room)) if offer]
+    if not offers and recipe.batch_size > 1:
+        least = replace(recipe, batch_size=1, accumulate=recipe.sequences)
+        if narrower := _narrower(c, least, team, room):
+            offers = [f"batch_size 1 (accumulate {recipe.sequences}) and {narrower}"]
     if not offers:
         return "no model of this kind fits; free some memory"
     return f"fits: {', or '.join(offers)}"
@@ -78,7 +82,8 @@ def _narrower(c: ModelConfig, recipe: Recipe, team: Team, room: int) -> str:
         return replace(c, dim=dim, heads=heads, kv_heads=groups, hidden=hidden)
 
     def fits(c: ModelConfig) -> bool:
-        return _need(c, recipe, team) <= room
+        # Weights, gradients and a moment alone say most often no, and that at once.
+        return 12 * parameter_count(c) < room and _need(c, recipe, team) <= room
 
     if groups := _largest(lambda n: fits(narrowed(n)), c.kv_heads):
         return f"dim {narrowed(groups).dim}"

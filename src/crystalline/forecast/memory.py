@@ -21,15 +21,23 @@ if TYPE_CHECKING:
     from crystalline.plan import Recipe
 
 MIB = 1 << 20
-PAGE_AROUND = 1 << 16  # bytes that come into memory with a page of a mapped file
-SAMPLE = 8_000_000  # bytes at most that a vocabulary is learnt from
-GROUP = 4 << 20  # bytes of text that are turned into tokens together
+MB = 1e6
+# Measured, in bytes: what is added to a process that has loaded the libraries.
+WORKING = 11 * MIB  # their code as it is used, threads, the interpreter's own
+LEFTOVERS = 5.0, 2.0 * MB  # for each byte of text, of so many at most, that cannot be given back
+A_WORD = 1200  # of the vocabulary: the tokenizer's tables, and their text in every checkpoint
+A_WORD_SAMPLED = 400  # more with the sampled loss
+A_SEQUENCE = 100  # of an epoch: where it begins, and the order
+A_DOCUMENT = 100
+LEARNING = 18 * MIB, 6.7, 8.0 * MB  # a vocabulary: at first, and for each byte up to so many
+LEARNT = 8 * MIB, 2.8, 8.0 * MB  # what of that stays
+TURNING = 15 * MIB, 4.5, 4.2 * MB  # text into tokens, beside what stayed
 
 
 @dataclass(frozen=True)
 class Text:
-    """What is trained on, as far as memory depends on it: bytes of all of it, the predictions of
-    one epoch, documents, and whether its vocabulary is still to be learnt."""
+    """What is trained on, as far as memory depends on it: bytes and tokens of all of it, documents,
+    and whether its vocabulary is still to be learnt."""
 
     bytes: int = 0
     tokens: int = 0
@@ -55,7 +63,7 @@ class Memory:
         return sum(n for name, n in self.training.items() if name not in GROWN)
 
 
-GROWN = ("libraries", "vocabulary", "text")  # purposes that grow with the process, bit by bit
+GROWN = ("libraries", "vocabulary", "tokens", "order of text")  # which grow bit by bit
 
 
 def blocks(c: ModelConfig, recipe: Recipe, team: Team) -> dict[str, list[int]]:
@@ -89,4 +97,21 @@ def arenas(c: ModelConfig, recipe: Recipe, team: Team) -> dict[str, int]:
 
 def memory(c: ModelConfig, recipe: Recipe, team: Team, text: Text, base: int) -> Memory:
     """The forecast for a process that holds ``base`` bytes when it begins, libraries loaded."""
-    return Memory({"libraries": base, **arenas(c, recipe, team)}, {})
+    width = 2 if c.vocab_size <= 1 << 16 else 4
+    word = A_WORD + (A_WORD_SAMPLED if recipe.samples else 0)
+    training = {
+        "libraries": base + WORKING + _of(text, 0, *LEFTOVERS),
+        **arenas(c, recipe, team),
+        "vocabulary": word * c.vocab_size,
+        "tokens": width * text.tokens,
+        "order of text": A_SEQUENCE * (text.tokens // c.seq_len) + A_DOCUMENT * text.documents,
+    }
+    stayed = _of(text, *LEARNT) if text.fresh else LEARNT[0]
+    before = {"turning text into tokens": base + stayed + _of(text, *TURNING)}
+    if text.fresh:
+        before["learning a vocabulary"] = base + _of(text, *LEARNING)
+    return Memory(training, before)
+
+
+def _of(text: Text, first: float, each: float, most: float) -> int:
+    return round(first + each * min(text.bytes, most))
