@@ -19,8 +19,9 @@ from crystalline._native import Team
 from crystalline.activations import Layout, decoder_arrays, layout
 from crystalline.candidates import Candidates
 from crystalline.config import PRESETS, ModelConfig, parameter_count, parameter_spans
+from crystalline.forecast.memory import blocks
 from crystalline.model import Decoder, Parameters
-from crystalline.plan import memory_forecast
+from crystalline.plan import Recipe
 
 PRECISIONS = ("fp32", "bf16") if Team(1).has_bf16 else ("fp32",)
 # What the backward of a layer's two halves reads, and the weights whose gradients it writes.
@@ -141,10 +142,17 @@ def test_the_forecast_is_what_is_held(precision: str, samples: int, lend: bool) 
     if lend:
         held -= gradients.flat.nbytes
     work = team.work_floats(
-        space.groups, T, c.dim, c.heads, c.kv_heads, c.hidden, c.vocab_size, samples
+        space.groups, T, c.dim, c.heads, c.kv_heads, c.hidden, c.vocab_size, samples,
+        bf16=precision == "bf16",
     )
-    due = held + 4 * (5 * weights.flat.size + work)
-    assert memory_forecast(c, B, T, team, samples, precision, lend) == due
+    recipe = Recipe(B, 1 if lend else 2, 1e-3, 0, samples=samples, precision=precision)
+    due = held + 4 * (4 * weights.flat.size + work)
+    assert forecast(c, recipe, team) == due
+
+
+def forecast(c: ModelConfig, recipe: Recipe, team: Team) -> int:
+    """Bytes of all blocks."""
+    return 4 * sum(sum(sizes) for sizes in blocks(c, recipe, team).values())
 
 
 def kept(c: ModelConfig, R: int, bf16: bool) -> int:
@@ -175,8 +183,8 @@ def test_the_110m_model_stays_within_its_bytes() -> None:
     """Weights, gradients, moments, activations and work space, in MiB: 3232 and 2869 before."""
     c, B = PRESETS["m"], 4
     for precision, most in (("fp32", 2570), ("bf16", 2260)):
-        need = memory_forecast(c, B, c.seq_len, Team(2), 0, precision, True)
-        assert need - 4 * parameter_count(c) <= most * 2**20  # the last is for others to look at
+        recipe = Recipe(B, 1, 1e-3, 0, precision=precision)
+        assert forecast(c, recipe, Team(2)) <= most * 2**20
 
 
 def test_many_layers_are_laid_out_at_once() -> None:

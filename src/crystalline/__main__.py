@@ -29,8 +29,11 @@ def main(args: Sequence[str] | None = None) -> int:
     try:
         # Imported here, so that Ctrl-C while the libraries load ends as it does later.
         from crystalline.cli import cli
+        from crystalline.forecast.clock import process_began
 
-        code = cli.main(args, prog_name="crystalline", standalone_mode=False)
+        # The minutes of a command are those of its process, where it is one.
+        begun = process_began() if args is None else None
+        code = cli.main(args, prog_name="crystalline", standalone_mode=False, obj=begun)
         return code if isinstance(code, int) else 0
     except FAILURES as error:
         if isinstance(error, OSError):

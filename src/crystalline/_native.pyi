@@ -358,6 +358,7 @@ class Team(Momenta):
         V: int,
         S: int = 0,
         muon: bool = False,
+        bf16: bool = False,
     ) -> int: ...
     def head(
         self,

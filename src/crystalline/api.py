@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -17,7 +18,9 @@ from crystalline.config import (
 )
 from crystalline.data import Piece, collect, split
 from crystalline.errors import UsageError
+from crystalline.forecast.machine import resident
 from crystalline.inference import Model, load
+from crystalline.memory import give_back
 from crystalline.options import load_toml, train_config
 from crystalline.pipeline.origins import Texts
 from crystalline.plan import (
@@ -54,6 +57,7 @@ def train(
     resume: bool = False,
     config: PathLike | None = None,
     on_event: OnEvent | None = None,
+    begun: float | None = None,
     **options: Any,
 ) -> Model:
     """Trains a model on files and folders of text or code and returns it.
@@ -65,15 +69,19 @@ def train(
     having stopped; only who works (``threads`` and the like) and a later end may be given then.
     ``on_event`` is called with a dict for all that happens (key ``event``: data, tokenizer, plan,
     step, validation, checkpoint, hierarchy, done, and progress while the text is prepared), from
-    the first step on in the training's own thread.
+    the first step on in the training's own thread.  ``minutes`` count from ``begun``, on the clock
+    of ``time.monotonic``: from the call, if it is not given.
 
     Raises UsageError for bad arguments or data, CheckpointError, NumericsError, and Interrupted
     after a signal, when the checkpoint has been written.
     """
-    said = {"resume": resume, "config": config, "on_event": on_event, **options}
+    said = {"resume": resume, "config": config, "on_event": on_event, "begun": begun, **options}
     with training(paths, out, **said) as trainer:
         trainer.run()
         threads = trainer.team.threads
+    # What training held goes before the model is read: it would lie beside it.
+    del trainer
+    gc.collect()
     return load(out, threads=threads)
 
 
@@ -85,13 +93,14 @@ def training(
     resume: bool = False,
     config: PathLike | None = None,
     on_event: OnEvent | None = None,
+    begun: float | None = None,
     **options: Any,
 ) -> Iterator[Trainer]:
     """As ``train``, but hands over the trainer, ready to ``run`` or to ``start`` in the background.
 
     Its folder is held until the end of the block, which stops what still runs, with a checkpoint.
     """
-    begun = time.monotonic()
+    begun = time.monotonic() if begun is None else begun
     tell = on_event or (lambda event: None)
     merged = load_toml(config) if config is not None else {}
     given = {k: v for k, v in options.items() if v is not None}
@@ -124,6 +133,7 @@ def _holds_model(folder: Path) -> bool:
 
 
 def _resumed(folder: Path, said: TrainConfig, merged: dict[str, Any], tell: OnEvent) -> Trainer:
+    base = resident()
     trainer = Trainer.resume(folder, crew_of(said), tell)
     # A setting may be said again, as it was said or as it came out; it may not change.
     recorded = asdict(trainer.config) | asdict(trainer.recipe)
@@ -150,7 +160,7 @@ def _resumed(folder: Path, said: TrainConfig, merged: dict[str, Any], tell: OnEv
             f"{folder}: training is finished at step {p.step}; give steps, more than that, to go on"
         )
     trainer.metrics.forget_after(p.step)
-    tell_plan(trainer, tell, "as it was begun")
+    tell_plan(trainer, tell, base, "as it was begun")
     return trainer
 
 
@@ -164,6 +174,7 @@ def _created(
     crew = crew_of(said)
     team = crew.team
     refuse_hopeless(said, team)
+    base = resident()
     sources, skipped = collect(paths)
     val_sources, val_skipped = collect(said.val) if said.val else (None, [])
     skipped = [*skipped, *val_skipped]
@@ -181,20 +192,22 @@ def _created(
         minutes = DEFAULT_MINUTES
     # The sizes are checked before anything is written.
     seconds = None if minutes is None else 60 * minutes - (time.monotonic() - begun)
-    config, recipe = chosen(said, size // 3, seconds, tokenizer, team)
+    choice = chosen(said, size, seconds, tokenizer, team)
+    config, recipe = choice.config, choice.recipe
     write_shards(folder, tokenizer, train_pieces, val_pieces, reporter(tell, "tokens"))
     texts.write_down(folder, train_pieces, val_pieces)
+    give_back()
     recipe, why = with_packing(said, recipe, config, TokenStore.open(folder, verify=False).train)
     course = Course(said.steps or 1)
     trainer = Trainer.create(folder, config, recipe, tokenizer, crew, course, tell)
-    trainer.options = asdict(said)
+    trainer.options = asdict(said) | {"choice": choice.described()}
     if said.epochs is not None:
         trainer.batches.limit(said.epochs)
         sequences = trainer.batches.end or 1
         trainer.progress.course = Course(-(-sequences // recipe.sequences))
-    if minutes is not None:
-        trainer.aim(begun + 60 * minutes)
-    tell_plan(trainer, tell, why)
+    if minutes is not None and choice.pace is not None:
+        trainer.aim(begun + 60 * minutes, choice.pace.step(recipe))
+    tell_plan(trainer, tell, base, why)
     return trainer
 
 

@@ -12,9 +12,10 @@ import numpy as np
 
 from crystalline.candidates import Candidates
 from crystalline.config import PRESETS, TrainConfig, parameter_count
+from crystalline.forecast.fits import check_memory
 from crystalline.model import Decoder, Parameters, check_precision, initialise
 from crystalline.optimizers import make_optimizer
-from crystalline.plan import check_memory, check_samples, chosen_samples, flops_per_token
+from crystalline.plan import Recipe, check_samples, chosen_samples, flops_per_token
 from crystalline.sparse import touched_rows, vocabulary_weights
 from crystalline.team import make_team
 
@@ -42,7 +43,10 @@ def bench_step(
     check_samples(options, V)
     S = chosen_samples(options, V)
     check_precision(config, team, precision)
-    check_memory(config, B, T, team, S, precision, True, optimizer)
+    recipe = Recipe(
+        B, 1, 1e-4, 0, loss=loss, samples=S, precision=precision, optimizer=optimizer
+    )
+    check_memory(config, recipe, team)
     weights, gradients = Parameters(config), Parameters(config)
     initialise(weights, 0)
     candidates = Candidates(np.ones(V, np.int64), S, 0, team) if S else None

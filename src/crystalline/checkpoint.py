@@ -27,8 +27,6 @@ from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from safetensors import SafetensorError
-from safetensors.numpy import load_file
 
 from crystalline.config import ModelConfig, parameter_shapes
 from crystalline.errors import CheckpointError, UsageError
@@ -43,6 +41,7 @@ from crystalline.files import (
     sync_folder,
     write_durably,
 )
+from crystalline.tensors import DTYPES, TensorFile, tensor_bytes
 from crystalline.tokenizer import Tokenizer
 
 CONFIG = "config.json"
@@ -60,7 +59,6 @@ NEW = ".new"
 
 READS = 5  # how often a reader starts over when saves overtake it
 REMEDY = "restore it from a copy, or train again"
-DTYPES = {"<f4": "F32", "<f8": "F64", "<i4": "I32", "<i8": "I64", "|u1": "U8"}
 
 Array = npt.NDArray[Any]
 Content = bytes | Mapping[str, Array]
@@ -90,8 +88,8 @@ def save_model(
     _check_vocabulary(folder, config, tokenizer)
     contents = _model_files(config, tokenizer)
     for name, tensor in (optimizer or {}).items():
-        if tensor.dtype.str not in DTYPES:
-            known = ", ".join(str(np.dtype(d)) for d in DTYPES)
+        if tensor.dtype.str not in DTYPES.values():
+            known = ", ".join(str(np.dtype(d)) for d in DTYPES.values())
             raise TypeError(f"optimizer: {name} is {tensor.dtype}, expected one of {known}")
     contents[MODEL] = weights
     if optimizer is not None:
@@ -114,11 +112,23 @@ def load_model(folder: Path) -> tuple[ModelConfig, Tokenizer, dict[str, Array]]:
 
     Every file read is checked first; CheckpointError names the one that is missing or damaged.
     """
-    return _read(os.fspath(folder), _parse_model)
+    config, tokenizer, weights = open_model(folder)
+    return config, tokenizer, dict(weights)
 
 
 def load_training(folder: Path) -> tuple[dict[str, Array], dict[str, Any]]:
     """The optimizer's tensors and the training state, checked like ``load_model``'s files."""
+    tensors, state = open_training(folder)
+    return dict(tensors), state
+
+
+def open_model(folder: Path) -> tuple[ModelConfig, Tokenizer, TensorFile]:
+    """As ``load_model``, but each tensor is read when it is asked for."""
+    return _read(os.fspath(folder), _parse_model)
+
+
+def open_training(folder: Path) -> tuple[TensorFile, dict[str, Any]]:
+    """As ``load_training``, but each tensor is read when it is asked for."""
     return _read(os.fspath(folder), _parse_training)
 
 
@@ -150,28 +160,11 @@ def _model_files(config: ModelConfig, tokenizer: Tokenizer) -> dict[str, Content
 
 
 def _chunks(content: Content) -> Iterator[bytes | memoryview]:
-    """The bytes of a file. Tensors become safetensors: header length, header, then the data.
-
-    safetensors' own writer hides which write failed, or holds the whole file once more in memory;
-    this one streams, so that the bytes are hashed on their way out.
-    """
+    """The bytes of a file, on their way out: they are hashed, and never in memory as a whole."""
     if isinstance(content, bytes):
         yield content
-        return
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    end = 0
-    for name, tensor in content.items():
-        start, end = end, end + tensor.nbytes
-        header[name] = {
-            "dtype": DTYPES[tensor.dtype.str],
-            "shape": tensor.shape,
-            "data_offsets": (start, end),
-        }
-    head = json.dumps(header).encode()
-    head += b" " * (-len(head) % 8)  # the data begin aligned
-    yield len(head).to_bytes(8, "little") + head
-    for tensor in content.values():
-        yield np.ascontiguousarray(tensor).reshape(-1).view(np.uint8).data
+    else:
+        yield from tensor_bytes(content)
 
 
 def _check_fit(where: str, config: ModelConfig, tensors: Mapping[str, Array]) -> None:
@@ -361,7 +354,7 @@ def _read(folder: str, parse: Callable[[str, PathOf], T]) -> T:
     raise CheckpointError(f"{folder}: another process keeps saving there; try again")
 
 
-def _parse_model(folder: str, path_of: PathOf) -> tuple[ModelConfig, Tokenizer, dict[str, Array]]:
+def _parse_model(folder: str, path_of: PathOf) -> tuple[ModelConfig, Tokenizer, TensorFile]:
     paths = {name: path_of(name) for name in MODEL_FILES}
     try:
         config = ModelConfig.from_hf(_load_object(paths[CONFIG]), paths[CONFIG])
@@ -370,14 +363,14 @@ def _parse_model(folder: str, path_of: PathOf) -> tuple[ModelConfig, Tokenizer, 
     except UsageError as error:
         raise CheckpointError(str(error)) from error
     _check_vocabulary(folder, config, tokenizer)
-    weights = _load_tensors(paths[MODEL])
-    _check_fit(paths[MODEL], config, weights)
+    weights = _open_tensors(paths[MODEL])
+    _check_fit(paths[MODEL], config, weights.outlines())
     return config, tokenizer, weights
 
 
-def _parse_training(folder: str, path_of: PathOf) -> tuple[dict[str, Array], dict[str, Any]]:
+def _parse_training(folder: str, path_of: PathOf) -> tuple[TensorFile, dict[str, Any]]:
     state = _load_object(path_of(STATE))
-    return _load_tensors(path_of(OPTIMIZER)), state
+    return _open_tensors(path_of(OPTIMIZER)), state
 
 
 def _load_object(path: str) -> dict[str, Any]:
@@ -392,8 +385,8 @@ def _load_object(path: str) -> dict[str, Any]:
     return value
 
 
-def _load_tensors(path: str) -> dict[str, Array]:
+def _open_tensors(path: str) -> TensorFile:
     try:
-        return load_file(path)
-    except SafetensorError as error:
+        return TensorFile(path)
+    except ValueError as error:
         raise CheckpointError(f"{path}: not a safetensors file ({error}); {REMEDY}") from error

@@ -13,6 +13,7 @@ from crystalline import __version__
 from crystalline.commands.bench import bench
 from crystalline.commands.look import info, spheres
 from crystalline.commands.models import models
+from crystalline.commands.plan import plan
 from crystalline.commands.queue import queue
 from crystalline.commands.train import train
 from crystalline.commands.write import demo, generate
@@ -32,7 +33,7 @@ def cli(context: click.Context) -> None:
 
 COMMANDS: tuple[click.Command, ...] = (
     train, generate, info, spheres, demo, bench,
-    models, queue,
+    models, queue, plan,
 )  # fmt: skip
 for command in COMMANDS:
     cli.add_command(command)

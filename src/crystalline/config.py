@@ -10,7 +10,7 @@ import difflib
 import math
 import reprlib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
 from crystalline.errors import ConfigError
@@ -235,7 +235,12 @@ def parameter_spans(c: ModelConfig) -> dict[str, tuple[int, int]]:
 
 def parameter_count(c: ModelConfig) -> int:
     """Number of weights; tied embeddings count once."""
-    return sum(math.prod(shape) for shape in parameter_shapes(c).values())
+    # Every layer has as many: two tell what thousands have.
+    one, two = (
+        sum(math.prod(shape) for shape in parameter_shapes(replace(c, layers=n)).values())
+        for n in (1, 2)
+    )
+    return one + (c.layers - 1) * (two - one)
 
 
 PRESETS: dict[str, ModelConfig] = {

@@ -338,6 +338,8 @@ cdef extern from "crystalline/parallel.h" nogil:
              const int32_t *ids, const cry_sequence *sequences, int64_t B)
     int64_t cry_need_head_sampled(const cry_team *team, const int64_t *groups, int64_t D,
              int64_t S, int gradient)
+    int64_t cry_need_head_in(const cry_team *team, const int64_t *groups, int64_t D, int64_t V,
+             int gradient, int bf16)
     cry_status cry_head_sampled(const cry_team *team, float *losses, float *dh, float *dw,
              const float *h, const float *w, const int32_t *targets, const int64_t *groups,
              const int32_t *samples, const float *log_expected, int64_t R, int64_t D, int64_t V,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -51,7 +53,7 @@ class Parameters:
     def _joined(self, first: str, last: str) -> Floats:
         return self.flat[self.spans[first][0] : self.spans[last][1]].reshape(-1, self.config.dim)
 
-    def load(self, tensors: dict[str, Floats]) -> None:
+    def load(self, tensors: Mapping[str, Floats]) -> None:
         """Copies tensors named and shaped like these."""
         for name, view in self.named.items():
             view[...] = tensors[name]

@@ -1,20 +1,16 @@
-"""What is chosen where the user says nothing: vocabulary, sizes, batch, learning rate; and whether
-it fits into the machine."""
+"""What is chosen where the user says nothing: vocabulary, sizes, batch, learning rate."""
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass, replace
 
 import numpy as np
-import psutil
 
 from crystalline._native import Team
-from crystalline.activations import decoder_arrays, layout
 from crystalline.config import PRESETS, ModelConfig, TrainConfig, parameter_count
 from crystalline.errors import ConfigError
-from crystalline.model import group_starts
-from crystalline.optimizers import moment_floats
 from crystalline.schedule import Schedule
 
 DEFAULT_MINUTES = 5.0
@@ -61,12 +57,6 @@ class Recipe:
         """Whether activations may lie in the gradients' memory: nothing is added to gradients."""
         return self.accumulate == 1
 
-    @property
-    def kind(self) -> tuple[int, str, bool, str, bool]:
-        """What the memory depends on beside the batch."""
-        averages = self.ema > 0
-        return self.samples, self.precision, self.lends_gradients, self.optimizer, averages
-
 
 # (width, layers, width of a head, sequence length): what is chosen from, smallest first.
 LADDER = [
@@ -79,7 +69,7 @@ LADDER = [
     (768, 12, 64, 512),
 ]
 TOKENS_PER_PARAMETER = 3.5  # trained, at least: fewer do not teach a larger model more
-PARAMETERS_PER_TOKEN = 3.0  # of the text, at most: a larger model learns a short text by heart
+PARAMETERS_PER_TOKEN = 2.5  # of the text, at most: a larger model learns a short text by heart
 
 
 @dataclass(frozen=True)
@@ -109,6 +99,11 @@ class Budget:
             self.tokens(c) >= TOKENS_PER_PARAMETER * size
             and size <= PARAMETERS_PER_TOKEN * self.corpus_tokens
         )
+
+
+def bytes_per_token(V: int) -> float:
+    """Of prose or code, about, with a vocabulary of V learnt from it (docs/forecast.md)."""
+    return 1.0 + 3.6 * (1.0 - math.exp(-math.log(max(V, 257) / 256.0) / 2.6))
 
 
 def ladder_config(rung: int, vocab_size: int) -> ModelConfig:
@@ -210,7 +205,7 @@ def default_batch(c: ModelConfig) -> int:
 def choose_recipe(budget: Budget, c: ModelConfig) -> Recipe:
     """Batch, learning rate and weight decay.
 
-    The decay is 0.1 for every pass over the text, up to 1: what is seen often is learnt by heart
+    The decay is 0.12 for every pass over the text, up to 1: what is seen often is learnt by heart
     unless weights are held small (Tiny Shakespeare, ten passes, width 128: 2.12 bits per byte with
     0.1, 2.08 with 0.5, 2.07 with 1).
     """
@@ -224,7 +219,7 @@ def choose_recipe(budget: Budget, c: ModelConfig) -> Recipe:
         if (value := getattr(options, name)) is not None
     }  # fmt: skip
     # A step takes lr * weight_decay off a weight: as much with every optimizer.
-    chosen = {"weight_decay": round(min(max(0.1 * passes, 0.1), 1.0), 2) / factor}
+    chosen = {"weight_decay": round(min(max(0.12 * passes, 0.1), 1.0), 2) / factor}
     return Recipe(
         batch_size=options.batch_size or default_batch(c),
         accumulate=options.accumulate or 1,
@@ -236,45 +231,3 @@ def choose_recipe(budget: Budget, c: ModelConfig) -> Recipe:
         optimizer=optimizer,
         **{**chosen, **said},
     )
-
-
-def memory_forecast(
-    c: ModelConfig, B: int, T: int, team: Team, samples: int = 0, precision: str = "fp32",
-    lend_gradients: bool = False, optimizer: str = "adamw", averages: bool = False,
-) -> int:  # fmt: skip
-    """Bytes that training will hold: weights, gradients, the optimizer's moments, the weights once
-    more for others to look at, their average where there is one, activations, work space (with the
-    sampled loss for so many samples)."""
-    arrays = decoder_arrays(c, B, T, True, precision == "bf16", samples > 0)
-    activations = layout(arrays, c, lend_gradients).floats
-    starts = group_starts(B) * T
-    work = team.work_floats(starts, T, c.dim, c.heads, c.kv_heads, c.hidden, c.vocab_size,
-                            samples, optimizer == "muon")  # fmt: skip
-    held = (4 if averages else 3) * parameter_count(c) + moment_floats(c, optimizer)
-    return 4 * (held + activations + int(work))
-
-
-def measuring_forecast(c: ModelConfig, B: int, team: Team, precision: str = "fp32") -> int:
-    """Bytes of what measures at the model's full length while it trains at a shorter one."""
-    arrays, T = decoder_arrays(c, B, c.seq_len, False, precision == "bf16", False), c.seq_len
-    work = team.work_floats(group_starts(B) * T, T, c.dim, c.heads, c.kv_heads, c.hidden,
-                            c.vocab_size, 0)  # fmt: skip
-    return 4 * (layout(arrays, c, False).floats + int(work))
-
-
-def check_memory(
-    c: ModelConfig, B: int, T: int, team: Team, samples: int = 0, precision: str = "fp32",
-    lend_gradients: bool = False, optimizer: str = "adamw", averages: bool = False,
-) -> int:  # fmt: skip
-    """The forecast; ConfigError where the machine has less."""
-    need = memory_forecast(
-        c, B, T, team, samples, precision, lend_gradients, optimizer, averages
-    )
-    have = int(psutil.virtual_memory().available)
-    if need > have:
-        raise ConfigError(
-            f"batch_size is {B} and dim {c.dim}, which needs {need / 2**20:,.0f} MiB, but "
-            f"{have / 2**20:,.0f} MiB are free on this machine; choose a smaller batch_size "
-            "(accumulate makes up for it), seq_len, dim or layers"
-        )
-    return need

@@ -103,6 +103,8 @@ def planned(e: Event) -> list[tuple[str, str]]:
     rest += f", {e['optimizer']}" if e["optimizer"] != "adamw" else ""
     rest += f", {e['schedule']}" if e["schedule"] != "cosine" else ""
     rest += f", averaged by {e['ema']:g}" if e["ema"] else ""
+    choice = e.get("choice") or {}
+    chosen = [("chosen", choice["reason"])] if "seconds_a_step" in choice else []
     return [
         ("model", f"{short(e['parameters'])} parameters: {plural(e['layers'], 'layer')}, "
          f"width {e['dim']}, {plural(e['heads'], 'head')}{kv}, feed-forward {e['hidden']}, "
@@ -110,6 +112,7 @@ def planned(e: Event) -> list[tuple[str, str]]:
         ("data", f"{short(e['train_tokens'])} tokens to learn from{held}, "
          f"vocabulary {e['vocab_size']:,}"),
         ("training", f"{steps} of {batch}, learning rate {e['lr']:.2g}, seed {e['seed']}{rest}"),
+        *chosen,
         ("machine", f"{e['machine']}, {e['isa']}, memory forecast {e['memory_mib']:,.0f} MiB"),
         *mapping(e),
         ("folder", tame(e["out"])),

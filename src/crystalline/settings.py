@@ -6,11 +6,10 @@ import math
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-import psutil
-
 from crystalline._queue import SphereMessage
 from crystalline.errors import UsageError
-from crystalline.plan import measuring_forecast, memory_forecast
+from crystalline.forecast.machine import available
+from crystalline.forecast.memory import arenas
 from crystalline.spheres.messages import ALL_SPHERES, MessageType, Setting
 
 if TYPE_CHECKING:
@@ -76,14 +75,12 @@ def _set_seq_len(trainer: Trainer, value: float) -> None:
 
 def _check_room(trainer: Trainer, name: str, value: int, B: int, T: int) -> None:
     """UsageError where B sequences of T need more memory than there is."""
-    c, recipe, team = trainer.config, trainer.recipe, trainer.team
-
-    def need(B: int, T: int) -> int:
-        beside = measuring_forecast(c, B, team, recipe.precision) if c.seq_len > T else 0
-        return memory_forecast(c, B, T, team, *recipe.kind) + beside
-
-    more = need(B, T) - need(recipe.batch_size, trainer.batches.seq_len)
-    free = int(psutil.virtual_memory().available)
+    now, wanted = trainer.recipe, replace(trainer.recipe, batch_size=B)
+    needs = [
+        sum(arenas(trainer.config, recipe, trainer.team, length).values())
+        for recipe, length in ((now, trainer.batches.seq_len), (wanted, T))
+    ]
+    more, free = needs[1] - needs[0], available()
     if more > free:
         raise UsageError(
             f"{name} is {value}, which needs {more / 2**20:,.0f} MiB more, but "

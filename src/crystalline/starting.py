@@ -16,16 +16,19 @@ from crystalline.config import (
     TrainConfig,
     parameter_count,
 )
+from crystalline.forecast.choice import Choice, choose
+from crystalline.forecast.fits import check_memory
+from crystalline.forecast.memory import MIB, Text, memory
+from crystalline.memory import give_back
 from crystalline.model import check_precision
 from crystalline.packing import chosen_packing
 from crystalline.plan import (
     Budget,
     Recipe,
-    check_memory,
+    bytes_per_token,
     check_samples,
     choose_model,
     choose_recipe,
-    machine_flops,
 )
 from crystalline.shards import Split
 from crystalline.spheres.crew import Crew, make_crew
@@ -56,16 +59,22 @@ def crew_of(said: TrainConfig) -> Crew:
     )  # fmt: skip
 
 
-def tell_plan(trainer: Trainer, tell: OnEvent, why: str) -> None:
-    c, r, T = trainer.config, trainer.recipe, trainer.batches.seq_len
-    need = check_memory(c, r.batch_size, T, trainer.team, *r.kind)
+def tell_plan(trainer: Trainer, tell: OnEvent, base: int, packing_reason: str) -> None:
+    """The plan event; the process held ``base`` bytes when it began."""
+    c, r, store = trainer.config, trainer.recipe, trainer.store
+    text = Text(
+        store.train.bytes + store.val.bytes, store.train.tokens + store.val.tokens,
+        store.train.documents, trainer.progress.step == 0 and not trainer.options["tokenizer"],
+    )  # fmt: skip
     tell({
         "event": "plan", **{f.name: getattr(c, f.name) for f in fields(c)}, **asdict(r),
         "parameters": parameter_count(c), "steps": trainer.progress.course.steps,
-        "step": trainer.progress.step, "train_tokens": trainer.store.train.tokens,
-        "validation_tokens": trainer.store.val.tokens, "threads": trainer.team.threads,
+        "step": trainer.progress.step, "train_tokens": store.train.tokens,
+        "validation_tokens": store.val.tokens, "threads": trainer.team.threads,
         "isa": trainer.team.isa, "out": str(trainer.out), **trainer.crew.described(),
-        "memory_mib": need / 2**20, "length": T, "packing_reason": why,
+        "memory_mib": memory(c, r, trainer.team, text, base).peak / MIB,
+        "choice": trainer.options.get("choice"), "length": trainer.batches.seq_len,
+        "packing_reason": packing_reason,
     })  # fmt: skip
 
 
@@ -76,7 +85,7 @@ def refuse_hopeless(said: TrainConfig, team: Team) -> None:
     nothing = Budget(said, 0)
     least = choose_model(nothing, SMALLEST_VOCAB)
     recipe = choose_recipe(nothing, least)
-    check_memory(least, recipe.batch_size, least.seq_len, team, *recipe.kind)
+    check_memory(least, recipe, team)
 
 
 def vocabulary(said: TrainConfig, size: int, texts: Iterable[str], tell: OnEvent) -> Tokenizer:
@@ -88,21 +97,21 @@ def vocabulary(said: TrainConfig, size: int, texts: Iterable[str], tell: OnEvent
         if said.vocab_size is None and said.preset is not None:
             wanted = max(PRESETS[said.preset].vocab_size, SMALLEST_VOCAB)
         tokenizer = Tokenizer.train(texts, wanted)
+        give_back()
     tell({"event": "tokenizer", "vocab_size": tokenizer.vocab_size})
     return tokenizer
 
 
 def chosen(
-    said: TrainConfig, corpus_tokens: int, seconds: float | None, tokenizer: Tokenizer, team: Team
-) -> tuple[ModelConfig, Recipe]:
-    """Sizes and recipe for a text of about so many tokens; refused if they cannot be trained."""
-    budget = Budget(said, corpus_tokens, seconds, machine_flops(team, said.precision))
-    config = choose_model(budget, tokenizer.vocab_size)
-    recipe = choose_recipe(budget, config)
-    check_samples(said, config.vocab_size)
-    check_precision(config, team, said.precision)
-    check_memory(config, recipe.batch_size, config.seq_len, team, *recipe.kind)
-    return config, recipe
+    said: TrainConfig, size: int, seconds: float | None, tokenizer: Tokenizer, team: Team
+) -> Choice:
+    """Sizes and recipe for a text of so many bytes; refused if they cannot be trained."""
+    tokens = round(size / bytes_per_token(tokenizer.vocab_size))
+    choice = choose(Budget(said, tokens, seconds), tokenizer.vocab_size, team)
+    check_samples(said, choice.config.vocab_size)
+    check_precision(choice.config, team, said.precision)
+    check_memory(choice.config, choice.recipe, team)
+    return choice
 
 
 def with_packing(

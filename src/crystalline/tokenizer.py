@@ -35,7 +35,7 @@ END_NAMES = (EOT, "<|end_of_text|>", "</s>", "<eos>", "<|im_end|>", "<|eot_id|>"
 SMALLEST_VOCAB = 257  # EOT and the 256 bytes
 
 PIECE = 1 << 14  # characters encoded as one task: many tasks keep every thread busy
-GROUP = 1 << 20  # characters encoded at a time: bounds the memory of their token strings
+GROUP = 1 << 18  # characters encoded at a time: bounds the memory of their token strings
 SAMPLE = 8_000_000  # characters the vocabulary is learnt from: more changes it little
 SAMPLE_PIECE = 1 << 16  # characters kept or dropped together when there are more
 LONG_WORD = 256  # characters; the trainer's time grows with the square of a word's length

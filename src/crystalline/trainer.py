@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from crystalline._native import pin_thread
 from crystalline._queue import SphereMessage
 from crystalline.errors import Interrupted, StoreError, UsageError
-from crystalline.pacing import REPLANS, VALIDATIONS, passes
+from crystalline.pacing import passes
 from crystalline.pipeline.feed import Feed
 from crystalline.pipeline.record import Record
 from crystalline.settings import perform
@@ -32,6 +32,7 @@ from crystalline.training import VALIDATION_TOKENS, Event, Training
 
 Tell = Callable[[SphereMessage], None]
 
+LEAVE_SECONDS = 0.2  # from the end of the last checkpoint to that of the process
 ADAPT_STEPS = 50  # between two looks at how evenly the threads are loaded
 
 
@@ -89,12 +90,17 @@ class Trainer(Training):
             self.node = node = NodeZero(self, new)
         return node
 
-    def aim(self, deadline: float) -> None:
-        """Sets the end so that the run is over at ``deadline`` (time.monotonic)."""
-        p = self.progress
-        p.course = self.pacing.aim(
-            deadline, p.course, lambda: self.gradient(0, counted=False), self.validate
-        )
+    def aim(self, deadline: float, pace: float) -> None:
+        """Sets the end so that the process is over at ``deadline`` (time.monotonic), if a step
+        takes ``pace`` seconds; its clock goes on telling."""
+        p, held = self.progress, self.store.val.tokens
+        # Going forward is a third of the work of a step.
+        one = self.recipe.sequences * self.config.seq_len
+        validation = min(held, VALIDATION_TOKENS) / one * pace / 3
+        if held > 2 * VALIDATION_TOKENS:
+            self.pacing.whole = held / VALIDATION_TOKENS
+        self.pacing.leave_seconds = LEAVE_SECONDS
+        p.course = self.pacing.aim(deadline, p.course, pace, validation)
 
     # --- what Node Zero calls, on its thread ------------------------------------------------------
 
@@ -226,15 +232,16 @@ class Trainer(Training):
         now = p.course.at(p.step)
         done = now >= 1.0
         every = p.evaluation_interval
-        due = p.step % every == 0 if every else passes(VALIDATIONS, before, now)
+        due = p.step % every == 0 if every else passes(self.pacing.validations, before, now)
         if done or due:
             self.validated()
             if done and self.store.val.tokens > 2 * VALIDATION_TOKENS:
                 self.validated(most=None)
+            self.pacing.went_on()
         if done or self.pacing.save_due():
             self.save()
-        last = p.step == p.course.steps - 1
-        if not done and (last or passes(REPLANS, before, now)):
+            self.pacing.went_on()
+        if not done and self.pacing.look_due(p.course, p.step):
             p.course = self.pacing.replan(p.course, p.step)
 
     def _adapt(self, tell: Tell) -> None:

@@ -15,15 +15,17 @@ from numpy.typing import NDArray
 
 from crystalline.batches import Batches, validation_batches
 from crystalline.candidates import Candidates
-from crystalline.checkpoint import load_model, load_training, save_model
+from crystalline.checkpoint import open_model, open_training, save_model
 from crystalline.config import ModelConfig
 from crystalline.errors import CheckpointError, NumericsError
+from crystalline.forecast.fits import check_memory
+from crystalline.memory import give_back
 from crystalline.metrics import Metrics
 from crystalline.model import Decoder, Parameters, initialise
 from crystalline.optimizers import make_optimizer
 from crystalline.optimizers.ema import Average
 from crystalline.pacing import Pacing
-from crystalline.plan import Recipe, check_memory
+from crystalline.plan import Recipe
 from crystalline.schedule import Course
 from crystalline.shards import TokenStore
 from crystalline.sparse import touched_rows, vocabulary_weights
@@ -73,7 +75,7 @@ class Training:
         self.batches = Batches(
             self.store.train, B, T, recipe.seed, packing=recipe.packing, state=stream
         )
-        check_memory(config, B, self.batches.seq_len, self.team, *recipe.kind)
+        check_memory(config, recipe, self.team, length=self.batches.seq_len)
         self.weights, self.gradients = Parameters(config), Parameters(config)
         crew.interleave(self.weights.flat)
         self.candidates: Candidates | None = None
@@ -134,6 +136,7 @@ class Training:
         initialise(trainer.weights, recipe.seed)
         if trainer.average is not None:
             trainer.average.start()
+        give_back()
         return trainer
 
     @classmethod
@@ -141,8 +144,8 @@ class Training:
         cls, out: Path, crew: Crew, on_event: OnEvent, segments: Sequence[int] = ()
     ) -> Self:
         """The training as its last checkpoint left it, with what came to its text since."""
-        config, tokenizer, tensors = load_model(out)
-        optimizer, state = load_training(out)
+        config, tokenizer, tensors = open_model(out)
+        optimizer, state = open_training(out)
         try:
             recipe = Recipe(**state["recipe"])
             known = dict(state["progress"])
@@ -161,7 +164,8 @@ class Training:
             trainer.weights.load(tensors)
         else:
             trainer.average.parameters.load(tensors)
-            trainer.weights.load({n: optimizer["w." + n] for n in trainer.weights.named})
+            for name, view in trainer.weights.named.items():
+                view[...] = optimizer["w." + name]
         trainer.optimizer.load(optimizer, updates)
         trainer.options, trainer.commands = state.get("options", {}), commands
         if state.get("data") not in trainer.store.fingerprints:
@@ -270,17 +274,21 @@ class Training:
 
         A validation over all the held-out text, where the others took a part of it, is only told.
         """
+        begun = time.monotonic()
         result, p = self.validate(most), self.progress
         if result is None:
             return
         if not math.isfinite(result["loss"]):
             raise self._not_finite(f"the validation loss is {result['loss']}")
-        self.pacing.validation_seconds = result["seconds"]
+        measured, best = time.monotonic(), False
         p.validation = {k: result[k] for k in ("step", "loss", "bits_per_byte", "tokens")}
         if most is not None and (p.best is None or result["loss"] < p.best):
             p.best, p.best_step = result["loss"], p.step
             p.best_bits_per_byte = result["bits_per_byte"]
             save_model(self.out / BEST, self.config, self.tokenizer, self.offered.named)
+            best = True
+        keeping = time.monotonic() - measured if best else 0.0
+        self.pacing.validated(measured - begun, keeping, most is None)
         self.tell(result | {"best": p.best, "best_step": p.best_step})
 
     # --- checkpoints ------------------------------------------------------------------------------

@@ -78,8 +78,14 @@ static head_plan plan_head(const cry_team *team, const int64_t *groups, int64_t 
 
 int64_t cry_need_head(const cry_team *team, const int64_t *groups, int64_t D, int64_t V, int gradient)
 {
-    int64_t wide = plan_head(team, groups, D, V, gradient, 1).total;
-    return team->bf16 ? larger(wide, plan_head(team, groups, D, V, gradient, 2).total) : wide;
+    int64_t wide = cry_need_head_in(team, groups, D, V, gradient, 0);
+    return team->bf16 ? larger(wide, cry_need_head_in(team, groups, D, V, gradient, 1)) : wide;
+}
+
+int64_t cry_need_head_in(const cry_team *team, const int64_t *groups, int64_t D, int64_t V,
+                         int gradient, int bf16)
+{
+    return plan_head(team, groups, D, V, gradient, bf16 ? 2 : 1).total;
 }
 
 typedef struct head_job {

@@ -79,10 +79,10 @@ cdef class Team(Momenta):
     holds 13 int64 row starts."""
 
     def work_floats(self, const int64_t[::1] groups, int64_t T, int64_t D, int64_t H, int64_t K,
-                    int64_t F, int64_t V, int64_t S=0, bint muon=False):
+                    int64_t F, int64_t V, int64_t S=0, bint muon=False, bint bf16=False):
         """Floats of work space that training such a decoder will reserve, with the full loss or (S
-        above 0) the sampled one, and by Muon or not; validation has the full loss, without
-        gradients."""
+        above 0) the sampled one, whose head is float32, and by Muon or not; validation has the full
+        loss, without gradients.  With ``bf16`` the full loss's head is of that precision."""
         cdef int64_t R, shared, scratch
         cdef int64_t[12] matrices
         cdef cry_attention shape
@@ -90,7 +90,7 @@ cdef class Team(Momenta):
         R = groups[12]
         shape.T, shape.H, shape.K, shape.head_dim, shape.scale = T, H, K, D // H, 1.0
         E = (H + 2 * K) * shape.head_dim
-        shared = max(cry_need_head(&self.c, &groups[0], D, V, S == 0),
+        shared = max(cry_need_head_in(&self.c, &groups[0], D, V, S == 0, bf16 and S == 0),
                      cry_need_head_sampled(&self.c, &groups[0], D, S, 1))
         for n, k in ((E, D), (D, E), (D, D), (2 * F, D), (D, 2 * F), (D, F), (F, D), (D, R), (F, R)):
             shared = max(shared, self._product_floats(n, k))
@@ -137,7 +137,7 @@ cdef class Team(Momenta):
             _same(op, "rows of dw", dw.shape[0], "rows of w", V)
             _same(op, "columns of dw", dw.shape[1], "columns of w", D)
             dh_at, dw_at = &dh[0, 0], &dw[0, 0]
-        self._reserve(cry_need_head(&self.c, &groups[0], D, V, dw_at != NULL), 0)
+        self._reserve(cry_need_head_in(&self.c, &groups[0], D, V, dw_at != NULL, narrow != NULL), 0)
         self._enter()
         with nogil:
             if narrow != NULL:

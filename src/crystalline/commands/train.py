@@ -162,7 +162,10 @@ LEARNING_OPTIONS = (
     is_flag=True,
     help="Write every event to standard output, one JSON object a line.",
 )
+@click.pass_obj
 def train(
+    begun: float | None,
+    /,
     paths: tuple[str, ...],
     out: str,
     resume: bool,
@@ -200,4 +203,6 @@ def train(
         if model is not None:
             feed(model, watch=watch, flush=flush, config=config, on_event=show, **options)
             return
-        api.train(paths or None, out, resume=resume, config=config, on_event=show, **options)
+        said = {"resume": resume, "config": config, "on_event": show, "begun": begun, **options}
+        with api.training(paths or None, out, **said) as trainer:
+            trainer.run()

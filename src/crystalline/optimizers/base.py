@@ -94,12 +94,13 @@ class Optimizer(ABC):
     def load(self, tensors: Mapping[str, Floats], updates: int) -> None:
         """Goes on where the optimizer that gave these ``tensors`` after ``updates`` stood."""
         for name, view in self.tensors().items():
-            if name not in tensors or tensors[name].shape != view.shape:
+            found = tensors.get(name)  # which may read it from the disk
+            if found is None or found.shape != view.shape:
                 raise CheckpointError(
                     f"optimizer.safetensors: {name} is missing or not {view.shape}, which "
                     f"{type(self).__name__} needs; restore the folder from a copy, or train again"
                 )
-            view[...] = tensors[name]
+            view[...] = found
         self.t = updates
 
     def _squared_norm(self, gradients: Parameters) -> float:

@@ -25,6 +25,7 @@ from crystalline.config import TrainConfig
 from crystalline.data import HELD_OUT, Piece, collect
 from crystalline.errors import UsageError
 from crystalline.files import sync_folder, write_durably
+from crystalline.forecast.machine import resident
 from crystalline.inference import Model, load
 from crystalline.options import load_toml, train_config
 from crystalline.pipeline.feed import Feed
@@ -91,7 +92,7 @@ def feeding(
     **options: Any,
 ) -> Iterator[Trainer]:
     """As ``feed``, but hands over the trainer, ready to ``run`` or to ``start``."""
-    tell, folder = on_event or (lambda event: None), Path(model)
+    tell, folder, base = on_event or (lambda event: None), Path(model), resident()
     with contextlib.ExitStack() as stack:
         stack.enter_context(claimed(folder))
         with Store.open(folder, create=True) as store:
@@ -114,7 +115,7 @@ def feeding(
             arrivals.feed = trainer.feed
             if not watch:
                 _refuse_idle(trainer.feed, trainer)
-        tell_plan(trainer, tell, why)
+        tell_plan(trainer, tell, base, why)
         try:
             yield trainer
         finally:
@@ -190,13 +191,14 @@ def _created(
     tokenizer = Tokenizer.load(folder / TOKENIZER)
     segments = later_segments(store)
     tokens = TokenStore.open(folder, segments=segments).train
-    config, recipe = chosen(said, tokens.tokens, None, tokenizer, crew.team)
-    recipe, why = with_packing(said, recipe, config, tokens)
+    choice = chosen(said, tokens.bytes, None, tokenizer, crew.team)
+    config = choice.config
+    recipe, why = with_packing(said, choice.recipe, config, tokens)
     nothing = {"passes": [], "lengths": [[0, config.seq_len]], "rows": [], "epochs": None}
     trainer = Trainer.create(
         folder, config, recipe, tokenizer, crew, Course(1), tell, nothing, segments
     )
-    trainer.options = asdict(said)
+    trainer.options = asdict(said) | {"choice": choice.described()}
     return trainer, why
 
 

@@ -285,6 +285,10 @@ CRY_API cry_status cry_decode(const cry_team *team, float *h, const cry_decoder 
  * `shared`. */
 CRY_API int64_t cry_need_head_sampled(const cry_team *team, const int64_t *groups, int64_t D,
                                       int64_t S, int gradient);
+
+/* What cry_need_head asks for in one precision alone: all that a caller of only that one needs. */
+CRY_API int64_t cry_need_head_in(const cry_team *team, const int64_t *groups, int64_t D, int64_t V,
+                                 int gradient, int bf16);
 CRY_API cry_status cry_head_sampled(const cry_team *team, float *losses, float *dh, float *dw,
                                     const float *h, const float *w, const int32_t *targets,
                                     const int64_t *groups, const int32_t *samples,

@@ -1,0 +1,133 @@
+"""How much memory a training takes at its peak, by purpose, before any of it is taken.
+
+Arenas are counted exactly, by the code that lays them out.  What the interpreter and the libraries
+add was measured (docs/forecast.md): the constants below.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from crystalline._native import Team
+from crystalline.activations import decoder_arrays, layout
+from crystalline.config import ModelConfig, parameter_count
+from crystalline.forecast.machine import shared_room
+from crystalline.memory import arena_bytes
+from crystalline.model import group_starts
+from crystalline.optimizers import moment_floats
+
+if TYPE_CHECKING:
+    from crystalline.plan import Recipe
+
+MIB = 1 << 20
+MB = 1e6
+# Measured, in bytes: what is added to a process that has loaded the libraries.
+WORKING = 11 * MIB  # their code as it is used, threads, the interpreter's own
+LEFTOVERS = 5.0, 2.0 * MB  # for each byte of text, of so many at most, that cannot be given back
+A_WORD = 1200  # of the vocabulary: the tokenizer's tables, and their text in every checkpoint
+A_WORD_SAMPLED = 400  # more with the sampled loss
+A_SEQUENCE = 100  # of an epoch: where it begins, and the order
+A_DOCUMENT = 100
+LEARNING = 18 * MIB, 6.7, 8.0 * MB  # a vocabulary: at first, and for each byte up to so many
+LEARNT = 8 * MIB, 2.8, 8.0 * MB  # what of that stays
+TURNING = 15 * MIB, 4.5, 4.2 * MB  # text into tokens, beside what stayed
+
+
+@dataclass(frozen=True)
+class Text:
+    """What is trained on, as far as memory depends on it: bytes and tokens of all of it, documents,
+    and whether its vocabulary is still to be learnt."""
+
+    bytes: int = 0
+    tokens: int = 0
+    documents: int = 1
+    fresh: bool = True
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes by purpose: ``training`` while steps are made, ``before`` the most that each part of
+    the preparation takes.  The peak is the largest of these sums."""
+
+    training: dict[str, int]
+    before: dict[str, int]
+
+    @property
+    def peak(self) -> int:
+        return max([sum(self.training.values()), *self.before.values()])
+
+    @property
+    def arenas(self) -> int:
+        """What will be asked for in large blocks: all of training but what is there already."""
+        return sum(n for name, n in self.training.items() if name not in GROWN)
+
+
+GROWN = ("libraries", "vocabulary", "tokens", "order of text")  # which grow bit by bit
+
+
+def blocks(
+    c: ModelConfig, recipe: Recipe, team: Team, length: int | None = None
+) -> dict[str, list[int]]:
+    """What a training asks for in large blocks, by purpose: the float32 numbers of each.  Its
+    sequences have ``length`` tokens now, if not as many as when it began."""
+    B, bf16 = recipe.batch_size, recipe.precision == "bf16"
+    T = length or c.seq_len
+    P = parameter_count(c)
+    arrays = decoder_arrays(c, B, T, True, bf16, recipe.samples > 0)
+    starts = group_starts(B) * T
+    work = team.work_floats(starts, T, c.dim, c.heads, c.kv_heads, c.hidden, c.vocab_size,
+                            recipe.samples, recipe.optimizer == "muon", bf16)  # fmt: skip
+    return {
+        "weights": [P],
+        "gradients": [P],
+        "moments": [P, moment_floats(c, recipe.optimizer) - P],
+        "average": [P if recipe.ema else 0],
+        "activations": [layout(arrays, c, recipe.lends_gradients).floats],
+        "work space": [int(work)],
+        "measuring": _measuring(c, recipe, team) if c.seq_len != T else [],
+    }
+
+
+def _measuring(c: ModelConfig, recipe: Recipe, team: Team) -> list[int]:
+    """What validates at the length that training began with."""
+    B, T, bf16 = recipe.batch_size, c.seq_len, recipe.precision == "bf16"
+    work = team.work_floats(group_starts(B) * T, T, c.dim, c.heads, c.kv_heads, c.hidden,
+                            c.vocab_size, 0, False, bf16)  # fmt: skip
+    arrays = decoder_arrays(c, B, T, False, bf16, False)
+    return [layout(arrays, c, False).floats, int(work)]
+
+
+def arenas(
+    c: ModelConfig, recipe: Recipe, team: Team, length: int | None = None
+) -> dict[str, int]:
+    """The bytes that these blocks take once they are touched, and the weights once more in shared
+    memory, for others to look at, if there is room."""
+    held = {
+        name: sum(arena_bytes(n) for n in sizes if n)
+        for name, sizes in blocks(c, recipe, team, length).items()
+    }
+    shown = 4 * parameter_count(c)
+    return held | {"live view": shown if shown < shared_room() else 0}
+
+
+def memory(c: ModelConfig, recipe: Recipe, team: Team, text: Text, base: int) -> Memory:
+    """The forecast for a process that holds ``base`` bytes when it begins, libraries loaded."""
+    width = 2 if c.vocab_size <= 1 << 16 else 4
+    word = A_WORD + (A_WORD_SAMPLED if recipe.samples else 0)
+    training = {
+        "libraries": base + WORKING + _of(text, 0, *LEFTOVERS),
+        **arenas(c, recipe, team),
+        "vocabulary": word * c.vocab_size,
+        "tokens": width * text.tokens,
+        "order of text": A_SEQUENCE * (text.tokens // c.seq_len) + A_DOCUMENT * text.documents,
+    }
+    stayed = _of(text, *LEARNT) if text.fresh else LEARNT[0]
+    before = {"turning text into tokens": base + stayed + _of(text, *TURNING)}
+    if text.fresh:
+        before["learning a vocabulary"] = base + _of(text, *LEARNING)
+    return Memory(training, before)
+
+
+def _of(text: Text, first: float, each: float, most: float) -> int:
+    return round(first + each * min(text.bytes, most))
