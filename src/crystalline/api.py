@@ -12,7 +12,7 @@ from typing import Any
 
 from crystalline.batches import Batches
 from crystalline.checkpoint import CHECKSUMS, COMMIT
-from crystalline.claim import claimed
+from crystalline.claim import Claim, claimed
 from crystalline.config import (
     PRESETS,
     SMALLEST_VOCAB,
@@ -35,6 +35,8 @@ from crystalline.plan import (
     choose_recipe,
     machine_flops,
 )
+from crystalline.resuming import SAVING, resumed
+from crystalline.saving import SavePlan
 from crystalline.schedule import Course
 from crystalline.shards import TokenStore, write_shards
 from crystalline.spheres.crew import Crew, make_crew
@@ -44,10 +46,6 @@ from crystalline.training import OnEvent
 
 PathLike = str | os.PathLike[str]
 
-CREW = (  # options of who works, which change no result
-    "threads", "hierarchy_depth", "work_stealing", "recursive_spawning", "thread_allocation", "pin",
-)  # fmt: skip
-MAY_CHANGE = (*CREW, "steps")  # on resuming
 LENGTHS = ("minutes", "steps", "epochs")  # how long to train: one of them
 TOLD_EVERY = 0.25  # seconds between two progress events
 
@@ -57,6 +55,7 @@ def train(
     out: PathLike = "models/model",
     *,
     resume: bool = False,
+    at: int | None = None,
     config: PathLike | None = None,
     on_event: OnEvent | None = None,
     **options: Any,
@@ -67,15 +66,15 @@ def train(
     ``options`` are the fields of :class:`TrainConfig` (``minutes``, ``steps`` or ``epochs``, sizes,
     ``lr``, ``seed``, ``threads``, ...); ``config`` names a TOML file with the same names, over
     which the call wins.  ``resume`` goes on with what ``out`` holds, to the same bits as never
-    having stopped; only who works (``threads`` and the like) and a later end may be given then.
-    ``on_event`` is called with a dict for all that happens (key ``event``: data, tokenizer, plan,
-    step, validation, checkpoint, hierarchy, done, and progress while the text is prepared), from
-    the first step on in the training's own thread.
+    having stopped, or with ``at`` from a kept checkpoint of that step; what may be given then says
+    docs/training.md.  ``on_event`` is called with a dict for all that happens (key ``event``: data,
+    tokenizer, plan, step, validation, checkpoint, warning, hierarchy, done, and progress while the
+    text is prepared), from the first step on in the training's own thread.
 
     Raises UsageError for bad arguments or data, CheckpointError, NumericsError, and Interrupted
     after a signal, when the checkpoint has been written.
     """
-    said = {"resume": resume, "config": config, "on_event": on_event, **options}
+    said = {"resume": resume, "at": at, "config": config, "on_event": on_event, **options}
     with training(paths, out, **said) as trainer:
         trainer.run()
         threads = trainer.team.threads
@@ -88,6 +87,7 @@ def training(
     out: PathLike = "models/model",
     *,
     resume: bool = False,
+    at: int | None = None,
     config: PathLike | None = None,
     on_event: OnEvent | None = None,
     **options: Any,
@@ -111,11 +111,14 @@ def training(
         raise UsageError(f"{folder}: holds a model already; use resume, or another out")
     if not resume and paths is None:
         raise UsageError("no paths to train on; name a file or a folder of text or code")
-    with claimed(folder):
+    if at is not None and not resume:
+        raise UsageError(f"at is {at}, but says where to resume; use it with resume")
+    with claimed(folder) as claim:
         if resume:
-            trainer = _resumed(folder, said, merged, tell)
+            trainer = resumed(folder, said, given, merged, _crew(said), claim, tell, at)
+            _tell_plan(trainer, tell)
         else:
-            trainer = _created(paths or (), folder, said, begun, tell)
+            trainer = _created(paths or (), folder, said, begun, claim, tell)
         try:
             yield trainer
         finally:
@@ -128,41 +131,12 @@ def _holds_model(folder: Path) -> bool:
     return (folder / CHECKSUMS).exists() or (folder / COMMIT).exists()
 
 
-def _resumed(folder: Path, said: TrainConfig, merged: dict[str, Any], tell: OnEvent) -> Trainer:
-    trainer = Trainer.resume(folder, _crew(said), tell)
-    # A setting may be said again, as it was said or as it came out; it may not change.
-    recorded = asdict(trainer.config) | asdict(trainer.recipe)
-    before = trainer.options | {"val": tuple(trainer.options.get("val", ()))}
-    changed = [
-        name
-        for name in merged
-        if name not in MAY_CHANGE
-        and getattr(said, name) not in (before.get(name), recorded.get(name))
-    ]
-    if changed:
-        raise UsageError(
-            f"{', '.join(changed)} cannot change when resuming; leave out all but "
-            f"{', '.join(MAY_CHANGE)}"
-        )
-    p = trainer.progress
-    if said.steps is not None and said.steps != p.course.steps:
-        if said.steps <= p.step:
-            raise UsageError(f"steps is {said.steps}, but {p.step} are done; choose more")
-        p.course = Course(said.steps)
-    if p.step >= p.course.steps:
-        raise UsageError(
-            f"{folder}: training is finished at step {p.step}; give steps, more than that, to go on"
-        )
-    trainer.metrics.forget_after(p.step)
-    _tell_plan(trainer, tell)
-    return trainer
-
-
 def _created(
     paths: PathLike | Iterable[PathLike],
     folder: Path,
     said: TrainConfig,
     begun: float,
+    claim: Claim,
     tell: OnEvent,
 ) -> Trainer:
     crew = _crew(said)
@@ -206,6 +180,10 @@ def _created(
         course = Course(_steps_of_epochs(folder, config, recipe, said.epochs))
     trainer = Trainer.create(folder, config, recipe, tokenizer, crew, course, tell)
     trainer.options = asdict(said)
+    trainer.progress.evaluation_interval = said.evaluation_interval or 0
+    plan = {name: getattr(said, name) for name in SAVING}
+    trainer.saving.plan = SavePlan(**{name: value for name, value in plan.items() if value})
+    trainer.saving.claim = claim
     if minutes is not None:
         trainer.aim(begun + 60 * minutes)
     _tell_plan(trainer, tell)

@@ -283,6 +283,13 @@ class TrainConfig:
     loss: str = "full"
     samples: int | None = None
     precision: str = "fp32"
+    evaluation_interval: int | None = None
+    save_steps: int | None = None
+    save_minutes: float | None = None
+    keep: int | None = None
+    milestones: int | None = None
+    patience: int | None = None
+    min_delta: float | None = None
 
     def __post_init__(self) -> None:
         lengths = [f for f in ("minutes", "steps", "epochs") if getattr(self, f) is not None]
@@ -329,11 +336,18 @@ WHOLE_RULES = {  # field: least, most, a value that works
     "seed": (0, SEED_MAX, 0),
     "threads": (1, INT32_MAX, 1),
     "samples": (1, INT32_MAX, 512),
+    "evaluation_interval": (0, INT32_MAX, 100),
+    "save_steps": (0, INT32_MAX, 1000),
+    "keep": (0, 1000, 3),
+    "milestones": (0, INT32_MAX, 10000),
+    "patience": (0, INT32_MAX, 3),
 }
 REAL_RULES = {
     "minutes": (1e-3, 1e7, 10.0),
     "epochs": (1e-6, 1e7, 1.0),
     "lr": (1e-9, 10.0, 1e-3),
+    "save_minutes": (0.0, 1e7, 10.0),
+    "min_delta": (0.0, 1e3, 0.001),
 }
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -51,7 +53,7 @@ class Parameters:
     def _joined(self, first: str, last: str) -> Floats:
         return self.flat[self.spans[first][0] : self.spans[last][1]].reshape(-1, self.config.dim)
 
-    def load(self, tensors: dict[str, Floats]) -> None:
+    def load(self, tensors: Mapping[str, Floats]) -> None:
         """Copies tensors named and shaped like these."""
         for name, view in self.named.items():
             view[...] = tensors[name]
@@ -72,11 +74,16 @@ def initialise(parameters: Parameters, seed: int) -> None:
         sigma = 0.02
         if name.endswith(("o_proj.weight", "down_proj.weight")):
             sigma /= (2 * c.layers) ** 0.5
-        flat = view.reshape(-1)
-        for at in range(0, flat.size, 1 << 18):
-            n = min(1 << 18, flat.size - at)
-            draws = bits.random_raw(3 * n).view(np.uint16).reshape(n, 12).sum(1, dtype=np.int64)
-            flat[at : at + n] = (draws - 6 * 65535) * (sigma / 65536)
+        draw_normal(view, bits, sigma)
+
+
+def draw_normal(view: Floats, bits: np.random.PCG64, sigma: float) -> None:
+    """Fills ``view`` with about normal values, the same on every machine (see ``initialise``)."""
+    flat = view.reshape(-1)
+    for at in range(0, flat.size, 1 << 18):
+        n = min(1 << 18, flat.size - at)
+        draws = bits.random_raw(3 * n).view(np.uint16).reshape(n, 12).sum(1, dtype=np.int64)
+        flat[at : at + n] = (draws - 6 * 65535) * (sigma / 65536)
 
 
 def group_order(B: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

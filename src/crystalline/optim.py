@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from crystalline._native import Team
+from crystalline.layers import Floats
 from crystalline.model import Parameters
 from crystalline.sparse import Rows, SparseTable
 
@@ -96,6 +97,17 @@ class AdamW:
         done between any two steps, or not, without a bit of later weights changing."""
         for table in self.tables.values():
             table.settle()
+
+    def tensors(self) -> dict[str, Floats]:
+        """What resuming needs beside ``t``, by name; settled before."""
+        named = {f"m.{name}": view for name, view in self.m.named.items()}
+        return named | {f"v.{name}": view for name, view in self.v.named.items()}
+
+    def load(self, tensors: Mapping[str, Floats], updates: int) -> None:
+        """Goes on where the optimizer that gave these ``tensors`` after ``updates`` stood."""
+        for name, view in self.tensors().items():
+            view[...] = tensors[name]
+        self.t = updates
 
     def _squared_norm(self, gradients: Parameters) -> float:
         total, shares = 0.0, np.zeros(12)

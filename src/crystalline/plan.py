@@ -33,6 +33,8 @@ class Recipe:
     loss: str = "full"
     samples: int = 0  # classes of the sampled loss; 0 with the full one
     precision: str = "fp32"
+    patience: int = 0  # validations without improvement that end the training; 0: none do
+    min_delta: float = 0.0  # what an improvement must exceed, in nats per token
 
     @property
     def sequences(self) -> int:
@@ -206,6 +208,8 @@ def choose_recipe(budget: Budget, c: ModelConfig) -> Recipe:
         loss=options.loss,
         samples=chosen_samples(options, c.vocab_size),
         precision=options.precision,
+        patience=options.patience or 0,
+        min_delta=options.min_delta or 0.0,
     )
 
 

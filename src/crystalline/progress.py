@@ -105,10 +105,17 @@ def validated(e: Event) -> str:
     return f"step {e['step']:,}: validation {score(e['loss'], e['bits_per_byte'])}{best}"
 
 
+def warned(e: Event) -> str:
+    """A warning event in a line."""
+    return f"step {e['step']:,}: warning: {tame(e['message'])}"
+
+
 def finished(e: Event) -> list[tuple[str, str]]:
     """The done event as rows of a table."""
     folder = tame(shlex.quote(e["path"]))
     rows = [("done", f"{plural(e['step'], 'step')}, {clock(e['seconds'])} of training")]
+    if e.get("ended"):
+        rows.append(("", e["ended"]))
     last = e["validation"]
     if last is None:
         rows.append(("validation", "none: the text is too short to hold any of it out"))
@@ -116,7 +123,9 @@ def finished(e: Event) -> list[tuple[str, str]]:
         rows.append(("validation", score(last["loss"], last["bits_per_byte"])))
         if e["best"] is not None and e["best"] < NOTABLE * last["loss"]:
             better = score(e["best"], e["best_bits_per_byte"])
-            rows.append(("best", f"{better}, at step {e['best_step']:,}: kept in {folder}/best"))
+            best_is_model = e.get("model_step") == e["best_step"]
+            where = "this is the model" if best_is_model else f"kept in {folder}/best"
+            rows.append(("best", f"{better}, at step {e['best_step']:,}: {where}"))
     rows.append(("model", tame(e["path"])))
     rows.append(("use it", f'crystalline generate {folder} --prompt "..."'))
     return rows
@@ -163,6 +172,8 @@ class Lines:
             self._print(validated(e))
         elif kind == "hierarchy":
             self._print(*changed(e))
+        elif kind == "warning":
+            self._print(warned(e))
 
     def _print(self, *lines: str) -> None:
         for line in lines:
@@ -228,6 +239,8 @@ class Screen:
         elif kind == "hierarchy":
             for line in changed(e):
                 self.console.print(Text(line))
+        elif kind == "warning":
+            self.console.print(Text(warned(e), style="yellow"))
 
     def _work(self, text: str) -> None:
         unicode = self.console.encoding.lower().startswith("utf")

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 import psutil
 
 from crystalline._queue import SphereMessage
-from crystalline.errors import UsageError
+from crystalline.config import MOST_LAYERS
+from crystalline.errors import CheckpointError, UsageError
+from crystalline.growth import add_layers
 from crystalline.plan import memory_forecast
 from crystalline.spheres.messages import ALL_SPHERES, MessageType, Setting
 
@@ -23,7 +25,10 @@ def perform(trainer: Trainer, message: SphereMessage) -> Any:
     """Carries out one command; UsageError refuses it, and then nothing has changed."""
     kind = MessageType(message.type)
     if kind is MessageType.CHECKPOINT:
-        trainer.save()
+        try:
+            trainer.save()
+        except CheckpointError as error:  # who asked is told, and the training goes on
+            raise UsageError(str(error)) from error
     elif kind is MessageType.STATS:
         return trainer.stats.snapshot()
     elif kind is MessageType.SET:
@@ -88,6 +93,13 @@ def _set_evaluation_interval(trainer: Trainer, value: float) -> None:
     trainer.progress.evaluation_interval = _whole("evaluation_interval", value, 0, 2**31 - 1)
 
 
+def _set_layers(trainer: Trainer, value: float) -> None:
+    try:
+        add_layers(trainer, _whole("layers", value, 1, MOST_LAYERS))
+    except CheckpointError as error:  # that of before cannot be kept
+        raise UsageError(str(error)) from error
+
+
 def _whole(name: str, value: float, least: int, most: int) -> int:
     if value != int(value) or not least <= value <= most:
         raise UsageError(f"{name} is {value:g}, but must be a whole number from {least} to {most}")
@@ -99,4 +111,5 @@ SETTERS = {
     Setting.BATCH_SIZE: _set_batch_size,
     Setting.EPOCHS: _set_epochs,
     Setting.EVALUATION_INTERVAL: _set_evaluation_interval,
+    Setting.LAYERS: _set_layers,
 }

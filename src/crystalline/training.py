@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -12,11 +12,14 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from crystalline import early, kept
 from crystalline.batches import Batches, validation_batches
 from crystalline.candidates import Candidates
 from crystalline.checkpoint import load_model, load_training, save_model
 from crystalline.config import ModelConfig
 from crystalline.errors import CheckpointError, NumericsError
+from crystalline.kept import BEST
+from crystalline.layers import Floats
 from crystalline.metrics import Metrics
 from crystalline.model import Decoder, Parameters, initialise
 from crystalline.optim import AdamW, AdamWConfig
@@ -28,13 +31,13 @@ from crystalline.sparse import touched_rows, vocabulary_weights
 from crystalline.spheres.crew import Crew
 from crystalline.spheres.driver import Command
 from crystalline.spheres.stats import SphereStats
+from crystalline.state_format import FORMAT, migrated
 from crystalline.tokenizer import Tokenizer
 
 Event = dict[str, Any]
 OnEvent = Callable[[Event], None]
 
 VALIDATION_TOKENS = 1 << 16  # of one validation; the last one takes all
-BEST = "best"
 
 
 @dataclass
@@ -51,6 +54,9 @@ class Progress:
     best_step: int = 0
     validation: dict[str, Any] | None = None
     evaluation_interval: int = 0  # steps between validations; 0 spreads them evenly
+    mark: float | None = None  # the loss that a validation must better to count as progress
+    stale: int = 0  # validations in a row that did not
+    ended: str | None = None  # why, where it was not by the last step
 
 
 class Training:
@@ -66,17 +72,11 @@ class Training:
         self.store = TokenStore.open(out)
         B, T = recipe.batch_size, config.seq_len
         check_memory(config, B, T, self.team, *recipe.kind)
-        self.weights, self.gradients = Parameters(config), Parameters(config)
-        crew.interleave(self.weights.flat)
-        settings = AdamWConfig(weight_decay=recipe.weight_decay)
         self.candidates: Candidates | None = None
         if recipe.loss == "sampled":
             counts = self.store.train.counts(config.vocab_size)
             self.candidates = Candidates(counts, recipe.samples, recipe.seed, self.team)
-        sparse = vocabulary_weights(config) if self.candidates else ()
-        self.optimizer = AdamW(self.weights, self.team, settings, sparse)
-        for block in (self.weights, self.gradients, self.optimizer.m, self.optimizer.v):
-            self.team.touch(block.flat)
+        self.plan_model()
         self.plan_batches()
         self.token_bytes = np.array(
             [len(tokenizer.token_bytes(i)) for i in range(config.vocab_size)]
@@ -85,18 +85,33 @@ class Training:
         self.options: dict[str, Any] = {}  # what the user said, kept for resuming
         self.commands: list[Command] = []  # that took effect
         self.pacing = Pacing()
-        self.saved_step = -1  # of the checkpoint this process wrote last
+        self.saved_step = self.model_step = -1  # of the checkpoint this process wrote last
         self.stats = SphereStats(self.team, crew.hierarchy)
+
+    def plan_model(self) -> None:
+        """What depends on the model's size: weights, gradients and moments."""
+        self.weights, self.gradients = Parameters(self.config), Parameters(self.config)
+        self.crew.interleave(self.weights.flat)
+        settings = AdamWConfig(weight_decay=self.recipe.weight_decay)
+        sparse = vocabulary_weights(self.config) if self.candidates else ()
+        self.optimizer = AdamW(self.weights, self.team, settings, sparse)
+        for block in (self.weights, self.gradients, self.optimizer.m, self.optimizer.v):
+            self.team.touch(block.flat)
 
     def plan_batches(self) -> None:
         """What depends on the batch size: the order of the text, and the memory of a batch."""
+        self.plan_decoder()
+        B, T = self.recipe.batch_size, self.config.seq_len
+        self.batches = Batches(self.store.train, B, T, self.recipe.seed)
+
+    def plan_decoder(self) -> None:
+        """What depends on both: the memory of a batch."""
         B, T = self.recipe.batch_size, self.config.seq_len
         expected = None if self.candidates is None else self.candidates.log_expected
         self.decoder = Decoder(
             self.weights, self.team, B, T, self.gradients, self.recipe.precision, expected,
             self.recipe.lends_gradients,
         )  # fmt: skip
-        self.batches = Batches(self.store.train, B, T, self.recipe.seed)
 
     @classmethod
     def create(
@@ -109,32 +124,38 @@ class Training:
         return trainer
 
     @classmethod
-    def resume(cls, out: Path, crew: Crew, on_event: OnEvent) -> Self:
-        """The training as its last checkpoint left it."""
-        config, tokenizer, tensors = load_model(out)
-        optimizer, state = load_training(out)
+    def resume(cls, out: Path, crew: Crew, on_event: OnEvent, at: int | None = None) -> Self:
+        """The training as its last checkpoint left it, or one that is kept, of step ``at``."""
+        source = out if at is None else kept.place(out, at)
+        config, tokenizer, tensors = load_model(source)
+        beside, state = load_training(source)
+        state = migrated(state, f"{source}/training_state.json")
         try:
             recipe = Recipe(**state["recipe"])
-            known = dict(state["progress"])
-            # Before batches could change their size, the place in the text followed from the step.
-            known.setdefault("sequences", known["step"] * recipe.sequences)
-            progress = Progress(**{**known, "course": Course(**state["course"])})
-            updates, commands = int(state["updates"]), list(state.get("commands", []))
+            progress = Progress(**{**state["progress"], "course": Course(**state["course"])})
+            updates, commands = int(state["updates"]), list(state["commands"])
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(
-                f"{out}/training_state.json: {error} does not fit this version; train again"
+                f"{source}/training_state.json: {error} does not fit this version; train again"
             ) from error
         trainer = cls(out, config, recipe, tokenizer, crew, progress, on_event)
-        trainer.weights.load(tensors)
-        trainer.optimizer.m.load({n: optimizer["m." + n] for n in trainer.weights.named})
-        trainer.optimizer.v.load({n: optimizer["v." + n] for n in trainer.weights.named})
-        trainer.optimizer.t = updates
-        trainer.options, trainer.commands = state.get("options", {}), commands
+        trainer.load(early.last_weights(tensors, beside), beside, updates)
+        trainer.options, trainer.commands = state["options"], commands
+        trainer.saved_step = progress.step if at is None else -1
         if state.get("data") != trainer.store.fingerprint:
             raise CheckpointError(
                 f"{out}/data: is not the text this model was trained on; restore it from a copy"
             )
         return trainer
+
+    def load(self, model: Mapping[str, Floats], beside: Mapping[str, Floats], updates: int) -> None:
+        """Takes over the weights of the last step, and what ``beside`` gave after ``updates``."""
+        self.weights.load(model)
+        self.optimizer.load(beside, updates)
+
+    def beside(self) -> dict[str, Floats]:
+        """The tensors that resuming needs beside the weights."""
+        return self.optimizer.tensors()
 
     # --- one step ---------------------------------------------------------------------------------
 
@@ -223,21 +244,26 @@ class Training:
         if most is not None and (p.best is None or result["loss"] < p.best):
             p.best, p.best_step = result["loss"], p.step
             p.best_bits_per_byte = result["bits_per_byte"]
-            save_model(self.out / BEST, self.config, self.tokenizer, self.weights.named)
+            self.save_best()
+        if most is not None:
+            early.count(self, result["loss"])
         self.tell(result | {"best": p.best, "best_step": p.best_step})
 
     # --- checkpoints ------------------------------------------------------------------------------
+
+    def save_best(self) -> None:
+        """Keeps the weights of now as the best model."""
+        save_model(self.out / BEST, self.config, self.tokenizer, self.weights.named)
 
     def save(self) -> None:
         """Writes the checkpoint: model, moments and state."""
         begun = time.monotonic()
         self.optimizer.settle()
-        moments = {f"m.{n}": a for n, a in self.optimizer.m.named.items()}
-        moments |= {f"v.{n}": a for n, a in self.optimizer.v.named.items()}
+        model_step, model, displaced = early.model_to_save(self)
         progress = asdict(self.progress)
         state = {
-            "format": 1, "course": progress.pop("course"), "progress": progress,
-            "recipe": asdict(self.recipe), "updates": self.optimizer.t,
+            "format": FORMAT, "course": progress.pop("course"), "progress": progress,
+            "recipe": asdict(self.recipe), "updates": self.optimizer.t, "model_step": model_step,
             "data": self.store.fingerprint, "options": self.options, "commands": self.commands,
         }  # fmt: skip
         self.metrics.flush()
@@ -245,12 +271,12 @@ class Training:
             self.out,
             self.config,
             self.tokenizer,
-            self.weights.named,
-            optimizer=moments,
+            model,
+            optimizer=self.beside() | displaced,
             state=state,
         )
         self.pacing.saved(begun)
-        self.saved_step = self.progress.step
+        self.saved_step, self.model_step = self.progress.step, model_step
         self.tell({"event": "checkpoint", "step": self.progress.step, "path": str(self.out)})
 
     def tell(self, event: Event) -> None:

@@ -30,6 +30,16 @@ SIZE_OPTIONS = (
     ("--threads", int, "Threads; they change no bit of the result.", CPUS),
 )
 
+KEEPING_OPTIONS = (
+    ("--evaluation-interval", int, "Validate after every so many steps; 0: 8 times, evenly.", "0"),
+    ("--save-steps", int, "Write a checkpoint after every so many steps.", "by the time it takes"),
+    ("--save-minutes", float, "And when so many minutes have passed.", "by the time it takes"),
+    ("--keep", int, "Keep so many of the last checkpoints, for --at.", "0: the present one alone"),
+    ("--milestones", int, "Keep one for ever after every so many steps.", "0: none"),
+    ("--patience", int, "End after so many validations without a better one.", "0: never"),
+    ("--min-delta", float, "What is better must be so by more than this (nats).", "0"),
+)
+
 
 @click.command()
 @click.argument("paths", metavar="PATH...", nargs=-1, type=click.Path())
@@ -105,6 +115,13 @@ SIZE_OPTIONS = (
     help="Go on with what --out holds; PATH is not needed, the text is kept there.",
 )
 @click.option(
+    "--at",
+    type=int,
+    metavar="STEP",
+    help="With --resume: go back to the checkpoint of this step that was kept.",
+)
+@options_of(KEEPING_OPTIONS)
+@click.option(
     "--config",
     type=click.Path(),
     metavar="FILE.toml",
@@ -121,6 +138,7 @@ def train(
     paths: tuple[str, ...],
     out: str,
     resume: bool,
+    at: int | None,
     config: str | None,
     quiet: bool,
     as_json: bool,
@@ -130,6 +148,8 @@ def train(
 
     The model goes to --out as a Hugging Face Llama folder, with what --resume needs and the
     measurements in metrics.jsonl. Ctrl-C stops after the step at hand and keeps everything.
+    --resume goes on to the same bits as never having stopped; what is said with it (--steps,
+    --epochs, --lr, --batch-size, more --layers ...) holds from there on.
 
     \b
     crystalline train my_project --minutes 10 --out models/mine
@@ -144,4 +164,5 @@ def train(
     if (options["hierarchy_depth"] or "auto") != "auto":
         options["hierarchy_depth"] = int(options["hierarchy_depth"])
     with display(quiet, as_json) as show:
-        api.train(paths or None, out, resume=resume, config=config, on_event=show, **options)
+        said = {"resume": resume, "at": at, "config": config, **options}
+        api.train(paths or None, out, on_event=show, **said)
