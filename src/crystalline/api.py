@@ -105,14 +105,14 @@ def training(
     merged.update(given)
     said = train_config(merged, os.fspath(config) if config is not None else "train")
     folder = Path(out)
+    if at is not None and not resume:
+        raise UsageError(f"at is {at}, but says where to resume; use it with resume")
     if resume and not _holds_model(folder):
         raise UsageError(f"{folder}: holds no checkpoint to resume; train without resume first")
     if not resume and _holds_model(folder):
         raise UsageError(f"{folder}: holds a model already; use resume, or another out")
     if not resume and paths is None:
         raise UsageError("no paths to train on; name a file or a folder of text or code")
-    if at is not None and not resume:
-        raise UsageError(f"at is {at}, but says where to resume; use it with resume")
     with claimed(folder) as claim:
         if resume:
             trainer = resumed(folder, said, given, merged, _crew(said), claim, tell, at)
