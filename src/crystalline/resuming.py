@@ -76,15 +76,17 @@ def resumed(
         if name not in (*CREW, "steps") and not again:
             new[name] = value
     _refuse(trainer, [name for name in new if name not in MAY_CHANGE])
-    _set_length(trainer, said.steps, new.pop("epochs", None))
     p = trainer.progress
+    done = p.step >= p.course.steps
+    _set_length(trainer, said.steps, new.pop("epochs", None))
     if p.step >= p.course.steps:
         ended = f" ({p.ended})" if p.ended else ""
         raise UsageError(
             f"{folder}: training is finished at step {p.step}{ended}; give steps, more than that, "
             "to go on"
         )
-    early.go_on(trainer)
+    if done:
+        early.go_on(trainer)
     _set_rest(trainer, new)
     if at is None:  # else with the first save: until then what is later counts
         trainer.metrics.forget_after(p.step)
