@@ -1,4 +1,4 @@
-"""Checkpoints that are kept: which, whole, and from any of them to the same bits as never stopped."""
+"""Checkpoints that are kept: which, that they are whole, and going back to any of them."""
 
 from __future__ import annotations
 
@@ -35,12 +35,13 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     text = folder / "prose.txt"
     text.write_text(prose(4000))
     events = run(text, folder / "m", save_steps=2, keep=3, milestones=6, threads=1)
-    return {"text": text, "model": folder / "m", "hash": fingerprint(folder / "m"), "events": events}
+    out = folder / "m"
+    return {"text": text, "model": out, "hash": fingerprint(out), "events": events}
 
 
 @pytest.fixture
 def model(made: dict[str, Any], tmp_path: Path) -> Path:
-    """The training as a test may change it; links of the same files, as it never writes in place."""
+    """The training as a test may change it: links, as nothing is ever written in place."""
     out = tmp_path / "m"
     for parent, _, files in os.walk(made["model"]):
         to = out / Path(parent).relative_to(made["model"])

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from crystalline import early
 from crystalline._native import pin_thread
 from crystalline._queue import SphereMessage
-from crystalline import early
 from crystalline.errors import Interrupted, UsageError
 from crystalline.pacing import REPLANS, VALIDATIONS, passes
 from crystalline.saving import Saving
