@@ -139,7 +139,7 @@ def test_what_the_folder_holds(model: Path) -> None:
     assert state["progress"] == before[1]["progress"]
     assert state["updates"] == before[1]["updates"]
     assert state["commands"][-1] == {
-        "step": AT, "command": "SET", "sphere": -1, "values": [4.0, 4.0]
+        "step": AT, "command": "SET", "sphere": -1, "values": [5.0, 4.0]
     }
     assert (model / "metrics.jsonl").read_bytes() == rows
     # That of before is kept for ever, whole.
@@ -271,7 +271,7 @@ def test_settings_said_when_resuming_are_recorded_and_replayed(
     assert [e["step"] for e in events if e["event"] == "validation"] == [10, 15, 16]
     state = load_training(model)[1]
     assert [c["values"] for c in state["commands"] if c["command"] == "SET"] == [
-        [0.0, 1e-3], [1.0, 7.0], [3.0, 5.0], [4.0, 3.0]
+        [0.0, 1e-3], [1.0, 7.0], [3.0, 5.0], [5.0, 3.0]
     ]
     assert (state["recipe"]["lr"], state["recipe"]["batch_size"]) == (1e-3, 7)
     with training(text, tmp_path / "again", **TINY, steps=STEPS, threads=1) as trainer:

@@ -53,4 +53,4 @@ class Setting(IntEnum):
     BATCH_SIZE = 1
     EPOCHS = 2
     EVALUATION_INTERVAL = 3
-    LAYERS = 4  # may only grow
+    LAYERS = 5  # may only grow
