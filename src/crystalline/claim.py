@@ -33,15 +33,18 @@ class Claim:
 
         Raises CheckpointError where it has become another model's, OSError where it cannot be made.
         """
-        with contextlib.suppress(FileNotFoundError):
-            if any((self.folder / name).exists() for name in (*COMMITTED, MARK)):
-                raise CheckpointError(
-                    f"{self.folder}: was replaced by another model while this one trained; "
-                    "move that one away"
-                )
+        if any((self.folder / name).exists() for name in (*COMMITTED, MARK)):
+            raise CheckpointError(
+                f"{self.folder}: was replaced by another model while this one trained; "
+                "move that one away"
+            )
         self.folder.mkdir(parents=True, exist_ok=True)
         mark = _marked(self.folder, os.O_EXCL)
-        _lock(mark)
+        try:
+            _lock(mark)
+        except BlockingIOError:  # somebody was quicker
+            os.close(mark)
+            raise
         os.close(self._mark)
         self._mark = mark
 

@@ -6,6 +6,7 @@ files open that it could not make anew: the tokens, and the best model.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 from collections.abc import Iterator
@@ -26,14 +27,15 @@ class Rescue:
             self.look(name)
 
     def look(self, name: str) -> None:
-        """Keeps what lies in a subfolder now, and no longer what lay there before."""
+        """Keeps what lies in a subfolder now, and no longer what lay there before.  What cannot be
+        opened, or is removed just now, is not kept."""
         found = {}
         for parent, _, files in os.walk(self.root / name):
             for file in files:
                 path = os.path.join(parent, file)
-                found[os.path.relpath(path, self.root / name)] = os.open(
-                    path, os.O_RDONLY | os.O_CLOEXEC
-                )
+                with contextlib.suppress(OSError):
+                    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+                    found[os.path.relpath(path, self.root / name)] = fd
         self._let_go(name)
         self._held[name] = found
 

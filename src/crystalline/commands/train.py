@@ -118,7 +118,7 @@ KEEPING_OPTIONS = (
     "--at",
     type=int,
     metavar="STEP",
-    help="With --resume: go back to the checkpoint of this step that was kept.",
+    help=helps("With --resume: go back to a checkpoint that was kept.", "the last one"),
 )
 @options_of(KEEPING_OPTIONS)
 @click.option(
