@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 from command import SMALL, run, weights
 from conftest import TINY, prose
+from rich.console import Console
 from test_training import fingerprint
 
 import crystalline
@@ -27,6 +28,7 @@ from crystalline.checkpoint import load_model, load_training
 from crystalline.claim import MARK
 from crystalline.errors import CheckpointError, UsageError
 from crystalline.info import describe
+from crystalline.progress import Lines, Screen
 from crystalline.shards import TokenStore
 
 STEPS, FROM, UNTIL = 16, 5, 11
@@ -179,6 +181,15 @@ def test_the_command_on_a_disk_that_stays_full(disk: Path, text_file: Path) -> N
     assert (code, stdout, err.count("\n")) == (1, "", 1)
     assert "disk full while saving" in err and "earlier checkpoint is intact" in err
     assert weights(out) == before
+
+
+def test_warnings_are_shown_in_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    event = {"event": "warning", "step": 1234, "message": "no room\nin m"}
+    Lines()(event)
+    assert capsys.readouterr().err == "step 1,234: warning: no room\\nin m\n"
+    console = Console(record=True, width=100)
+    Screen(console)(event)
+    assert console.export_text() == "step 1,234: warning: no room\\nin m\n"
 
 
 def gone(out: Path) -> None:

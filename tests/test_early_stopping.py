@@ -14,6 +14,7 @@ import crystalline
 from crystalline.checkpoint import load_model, load_training
 from crystalline.errors import Interrupted, UsageError
 from crystalline.info import describe, table
+from crystalline.progress import finished
 
 STEPS = 40
 PATIENCE = 3
@@ -80,6 +81,8 @@ def test_the_best_is_the_model_and_the_last_is_kept_for_going_on(made: dict[str,
     lines = [text for _, text in table(said)]
     assert said["training"]["model_step"] == p["best_step"] and p["ended"] in lines
     assert f"the model is that of step {p['best_step']}, the best" in lines
+    rows = dict(finished({"path": "m", "seconds": 1.0} | done))
+    assert rows[""] == p["ended"] and rows["best"].endswith(": this is the model")
     last = load_training(out)[0]
     assert any((last["last." + n] != best[n]).any() for n in best)
     # What is loaded and written with is the best.

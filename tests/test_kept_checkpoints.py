@@ -5,11 +5,13 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
+from command import SMALL, invoke
 from conftest import TINY, prose
 from test_training import fingerprint, run, stop_at
 
@@ -143,13 +145,35 @@ def test_the_best_goes_back_too(text_file: Path, tmp_path: Path) -> None:
 
 
 def test_at_names_a_step_that_is_kept(model: Path) -> None:
-    says = "at is 7, but the checkpoints kept in .* are of step 6, 12, 16, 18, 20"
+    says = "at is 7, but .* keeps those of other steps; choose 6, 12, 16, 18, 20"
     with pytest.raises(UsageError, match=says):
         crystalline.train(out=model, resume=True, at=7)
     with pytest.raises(UsageError, match="use it with resume"):
         crystalline.train(out=model, at=6)
     with pytest.raises(UsageError, match="finished at step 20"):
         crystalline.train(out=model, resume=True, at=20)
+    shutil.rmtree(model / "checkpoints")
+    with pytest.raises(UsageError, match="keeps none; train with keep or milestones"):
+        crystalline.train(out=model, resume=True, at=6)
+
+
+def test_the_command_and_what_it_shows(text_file: Path, tmp_path: Path) -> None:
+    out = tmp_path / "m"
+    invoke("train", text_file, "--out", out, "--quiet", *SMALL, "--steps", 9, "--save-steps", 2,
+           "--save-minutes", 60, "--keep", 2, "--milestones", 4, "--evaluation-interval", 3,
+           "--patience", 5, "--min-delta", 0.001)  # fmt: skip
+    assert [(one.step, one.why) for one in listed(out)] == [
+        (4, "milestone"), (8, "milestone"), (9, "last")
+    ]
+    said = invoke("info", out)
+    assert "milestones  step 4, 8\n" in said and "kept        step 9\n" in said
+    lines = invoke("train", "--resume", "--out", out, "--at", 4, "--layers", 2, "--lr", 0.001,
+                   "--json").splitlines()  # fmt: skip
+    events = [json.loads(line) for line in lines]
+    assert [e["step"] for e in events if e["event"] == "step"] == [5, 6, 7, 8, 9]
+    said = invoke("info", out)
+    assert "before      layers were added: step 4\n" in said and "2 layers" in said
+    assert "learning_rate 0.001 from step 5 on" in said and "layers 2 from step 5 on" in said
 
 
 def test_without_links_they_are_copies(

@@ -55,9 +55,11 @@ def listed(out: Path) -> list[Kept]:
 def place(out: Path, step: int) -> Path:
     """The folder of the checkpoint of ``step``; UsageError where none is kept."""
     kept = {one.step: one.path for one in listed(out)}
+    if not kept:
+        raise UsageError(f"at is {step}, but {out} keeps none; train with keep or milestones")
     if step not in kept:
-        steps = ", ".join(map(str, kept)) or "none"
-        raise UsageError(f"at is {step}, but the checkpoints kept in {out} are of step {steps}")
+        steps = ", ".join(map(str, kept))
+        raise UsageError(f"at is {step}, but {out} keeps those of other steps; choose {steps}")
     return kept[step]
 
 
@@ -67,7 +69,7 @@ def keep(out: Path, step: int, why: str) -> None:
     parent = out / FOLDER
     path, beside = parent / f"step-{step:08d}", parent / f".step-{step:08d}.new"
     for one in listed(out):
-        if one.step == step and one.why != LAST:  # what is for ever stays so
+        if one.step == step and why == LAST:  # what is for ever stays so
             why = one.why
     try:
         make_folder(os.fspath(parent))
