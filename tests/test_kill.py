@@ -17,11 +17,11 @@ from conftest import TINY, prose
 from test_training import fingerprint
 
 import crystalline
-from crystalline.checkpoint import load_model, load_training
+from crystalline.checkpoint import CHECKSUMS, load_model, load_training
 from crystalline.kept import listed
 
 KILLS = int(os.environ.get("CRYSTALLINE_KILLS", "4"))
-LIMIT = 60  # seconds until a child counts as hung
+LIMIT = 100  # seconds until a child counts as hung
 
 # Saves after every step, so that many kills fall into a save; keeps some, so that many fall there.
 SCRIPT = """
@@ -38,6 +38,19 @@ else:
 """
 
 
+def waited(child: subprocess.Popen[bytes], path: Path) -> float:
+    """Until a path changes, or the child ends: the seconds it took."""
+
+    def version() -> int:
+        return path.stat().st_mtime_ns if path.exists() else 0
+
+    begun, before = time.monotonic(), version()
+    while child.poll() is None and version() == before:
+        assert time.monotonic() < begun + LIMIT, f"{path} does not change"
+        time.sleep(0.002)
+    return time.monotonic() - begun
+
+
 def killed_and_resumed(
     command: Sequence[str], out: Path, kills: int, after_each: Callable[[], None]
 ) -> int:
@@ -47,14 +60,14 @@ def killed_and_resumed(
     rng, done = random.Random(1), 0
     while done < kills:
         child = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE)
-        # Wait until it trains, so that the kill meets steps and saves rather than imports.
-        before = out.stat().st_mtime_ns if out.exists() else 0
-        deadline = time.monotonic() + LIMIT
-        while child.poll() is None and time.monotonic() < deadline:
-            if out.exists() and out.stat().st_mtime_ns != before:
-                break
-            time.sleep(0.005)
-        time.sleep(rng.random() * 0.2)
+        # Wait until it trains, so that the kill meets steps and saves rather than imports; every
+        # tenth until it writes anything, so that it meets the beginning too.
+        if done % 10 == 9:
+            waited(child, out)
+            time.sleep(rng.random() * 0.1)
+        else:
+            waited(child, out / CHECKSUMS)
+            time.sleep(rng.random() * 5 * waited(child, out / CHECKSUMS))
         if child.poll() is not None:
             assert child.stderr is not None
             error = child.stderr.read().decode()
@@ -65,6 +78,8 @@ def killed_and_resumed(
         child.communicate()
         done += 1
         after_each()
+        if done % 20 == 0:
+            print(f"{done} kills", flush=True)
     last = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert last.returncode == 0 or "finished at step" in last.stderr, last.stderr
     return done
