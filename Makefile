@@ -68,9 +68,9 @@ tsan: $(VENV)/tested
 memcheck: $(VENV)/tested
 	$(BIN)/python tests/memcheck.py portable avx2
 
-## kill: a hundred kill -9 in one training, each time resumed; the short version is in `make test`
+## kill: two hundred kill -9 in one training, each time resumed; the short version is in `make test`
 kill: $(VENV)/tested
-	CRYSTALLINE_KILLS=100 $(BIN)/python -m pytest -q -s tests/test_kill.py
+	CRYSTALLINE_KILLS=200 $(BIN)/python -m pytest -q -s tests/test_kill.py
 
 ## soak: a thousand epochs, hundreds of starts and stops, every crew; short versions are in `make test`
 soak: $(VENV)/tested

@@ -101,8 +101,8 @@ def test_the_same_settings_may_be_said_again(text_file: Path, tmp_path: Path) ->
     with pytest.raises(UsageError, match="training is finished"):
         crystalline.train(text_file, out, resume=True, **said)
     crystalline.train(text_file, out, resume=True, **said | {"epochs": None, "steps": 40})
-    with pytest.raises(UsageError, match="lr cannot change"):
-        crystalline.train(text_file, out, resume=True, **said | {"lr": 2e-3})
+    with pytest.raises(UsageError, match="seed cannot change"):
+        crystalline.train(text_file, out, resume=True, **said | {"seed": 2})
 
 
 def test_models_are_not_training_text(text_folder: Path) -> None:

@@ -192,7 +192,8 @@ def test_what_resume_refuses(fails: Fails, model: Path, tmp_path: Path) -> None:
     resume = ["train", "--resume", "--quiet", "--out"]
     fails(2, "holds no checkpoint to resume", *resume, tmp_path / "nowhere")
     fails(2, "training is finished at step 3; give steps", *resume, model)
-    fails(2, "lr cannot change when resuming", *resume, model, "--lr", 1e-3, "--seed", 0)
+    fails(2, "dim cannot change when resuming: what was learnt is laid out for it; leave out all "
+             "but threads,", *resume, model, "--dim", 64, "--seed", 0)
     fails(2, "steps is 2, but 3 are done", *resume, model, "--steps", 2)
     assert weights(model) == before
 

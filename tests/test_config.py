@@ -236,10 +236,13 @@ def test_paths_are_taken_as_text():
 WHOLE = (
     "steps", "vocab_size", "dim", "layers", "heads", "kv_heads", "hidden", "seq_len",
     "batch_size", "accumulate", "seed", "threads", "samples",
+    "evaluation_interval", "save_steps", "keep", "milestones", "patience",
 )  # fmt: skip
+MAY_BE_ZERO = ("seed", "evaluation_interval", "save_steps", "keep", "milestones", "patience")
 BROKEN_OPTIONS = [
     *[(name, value) for name in WHOLE for value in (-1, 2**63, 1.5, "x", True, [1])],
-    *[(name, 0) for name in WHOLE if name != "seed"],
+    *[(name, 0) for name in WHOLE if name not in MAY_BE_ZERO],
+    *[(name, value) for name in ("save_minutes", "min_delta") for value in (-1.0, math.nan, "x")],
     ("vocab_size", 256),
     *[(n, v) for n in ("minutes", "epochs", "lr") for v in (0.0, -1.0, math.inf, math.nan, "x")],
     ("preset", "sead"),

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from crystalline.checkpoint import CHECKSUMS, COMMIT
-from crystalline.claim import claimed
+from crystalline.claim import Claim, claimed
 from crystalline.config import (
     TrainConfig,
 )
@@ -26,6 +26,7 @@ from crystalline.pipeline.origins import Texts
 from crystalline.plan import (
     DEFAULT_MINUTES,
 )
+from crystalline.resuming import resumed
 from crystalline.schedule import Course
 from crystalline.shards import TokenStore, write_shards
 from crystalline.starting import (
@@ -42,10 +43,6 @@ from crystalline.training import OnEvent
 
 PathLike = str | os.PathLike[str]
 
-CREW = (  # options of who works, which change no result
-    "threads", "hierarchy_depth", "work_stealing", "recursive_spawning", "thread_allocation", "pin",
-)  # fmt: skip
-MAY_CHANGE = (*CREW, "steps")  # on resuming
 LENGTHS = ("minutes", "steps", "epochs")  # how long to train: one of them
 TOLD_EVERY = 0.25  # seconds between two progress events
 
@@ -55,6 +52,7 @@ def train(
     out: PathLike = "models/model",
     *,
     resume: bool = False,
+    at: int | None = None,
     config: PathLike | None = None,
     on_event: OnEvent | None = None,
     begun: float | None = None,
@@ -66,17 +64,17 @@ def train(
     ``options`` are the fields of :class:`TrainConfig` (``minutes``, ``steps`` or ``epochs``, sizes,
     ``lr``, ``seed``, ``threads``, ...); ``config`` names a TOML file with the same names, over
     which the call wins.  ``resume`` goes on with what ``out`` holds, to the same bits as never
-    having stopped; only who works (``threads`` and the like) and a later end may be given then.
-    ``on_event`` is called with a dict for all that happens (key ``event``: data, tokenizer, plan,
-    step, validation, checkpoint, hierarchy, done, and progress while the text is prepared), from
-    the first step on in the training's own thread.  ``minutes`` count from ``begun``, on the clock
-    of ``time.monotonic``: from the call, if it is not given.
+    having stopped, or with ``at`` from a kept checkpoint of that step; what may be given then says
+    docs/training.md.  ``on_event`` is called with a dict for all that happens (key ``event``: data,
+    tokenizer, plan, step, validation, checkpoint, warning, hierarchy, done, and progress while the
+    text is prepared), from the first step on in the training's own thread.  ``minutes`` count from
+    ``begun``, on the clock of ``time.monotonic``: from the call, if it is not given.
 
     Raises UsageError for bad arguments or data, CheckpointError, NumericsError, and Interrupted
     after a signal, when the checkpoint has been written.
     """
-    said = {"resume": resume, "config": config, "on_event": on_event, "begun": begun, **options}
-    with training(paths, out, **said) as trainer:
+    said = {"resume": resume, "at": at, "config": config, "on_event": on_event, **options}
+    with training(paths, out, begun=begun, **said) as trainer:
         trainer.run()
         threads = trainer.team.threads
     # What training held goes before the model is read: it would lie beside it.
@@ -91,6 +89,7 @@ def training(
     out: PathLike = "models/model",
     *,
     resume: bool = False,
+    at: int | None = None,
     config: PathLike | None = None,
     on_event: OnEvent | None = None,
     begun: float | None = None,
@@ -109,17 +108,21 @@ def training(
     merged.update(given)
     said = train_config(merged, os.fspath(config) if config is not None else "train")
     folder = Path(out)
+    if at is not None and not resume:
+        raise UsageError(f"at is {at}, but says where to resume; use it with resume")
     if resume and not _holds_model(folder):
         raise UsageError(f"{folder}: holds no checkpoint to resume; train without resume first")
     if not resume and _holds_model(folder):
         raise UsageError(f"{folder}: holds a model already; use resume, or another out")
     if not resume and paths is None:
         raise UsageError("no paths to train on; name a file or a folder of text or code")
-    with claimed(folder):
+    with claimed(folder) as claim:
         if resume:
-            trainer = _resumed(folder, said, merged, tell)
+            base = resident()
+            trainer = resumed(folder, said, given, merged, crew_of(said), claim, tell, at)
+            tell_plan(trainer, tell, base, "as it was begun")
         else:
-            trainer = _created(paths or (), folder, said, begun, tell)
+            trainer = _created(paths or (), folder, said, begun, claim, tell)
         try:
             yield trainer
         finally:
@@ -132,43 +135,12 @@ def _holds_model(folder: Path) -> bool:
     return (folder / CHECKSUMS).exists() or (folder / COMMIT).exists()
 
 
-def _resumed(folder: Path, said: TrainConfig, merged: dict[str, Any], tell: OnEvent) -> Trainer:
-    base = resident()
-    trainer = Trainer.resume(folder, crew_of(said), tell)
-    # A setting may be said again, as it was said or as it came out; it may not change.
-    recorded = asdict(trainer.config) | asdict(trainer.recipe)
-    before = trainer.options | {"val": tuple(trainer.options.get("val", ()))}
-    changed = [
-        name
-        for name in merged
-        if name not in MAY_CHANGE
-        and getattr(said, name) not in (before.get(name), recorded.get(name))
-    ]
-    if changed:
-        raise UsageError(
-            f"{', '.join(changed)} cannot change when resuming; leave out all but "
-            f"{', '.join(MAY_CHANGE)}"
-        )
-    p = trainer.progress
-    if said.steps is not None and said.steps != p.course.steps:
-        if said.steps <= p.step:
-            raise UsageError(f"steps is {said.steps}, but {p.step} are done; choose more")
-        p.course = Course(said.steps)
-        trainer.batches.limit(None)
-    if p.step >= p.course.steps:
-        raise UsageError(
-            f"{folder}: training is finished at step {p.step}; give steps, more than that, to go on"
-        )
-    trainer.metrics.forget_after(p.step)
-    tell_plan(trainer, tell, base, "as it was begun")
-    return trainer
-
-
 def _created(
     paths: PathLike | Iterable[PathLike],
     folder: Path,
     said: TrainConfig,
     begun: float,
+    claim: Claim,
     tell: OnEvent,
 ) -> Trainer:
     crew = crew_of(said)
@@ -201,6 +173,8 @@ def _created(
     course = Course(said.steps or 1)
     trainer = Trainer.create(folder, config, recipe, tokenizer, crew, course, tell)
     trainer.options = asdict(said) | {"choice": choice.described()}
+    trainer.progress.evaluation_interval = said.evaluation_interval or 0
+    trainer.saving.keep_to(said, claim)
     if said.epochs is not None:
         trainer.batches.limit(said.epochs)
         sequences = trainer.batches.end or 1

@@ -301,6 +301,13 @@ class TrainConfig:
     embedding_decay: float | None = None
     norm_decay: float | None = None
     ema: float | None = None
+    evaluation_interval: int | None = None
+    save_steps: int | None = None
+    save_minutes: float | None = None
+    keep: int | None = None
+    milestones: int | None = None
+    patience: int | None = None
+    min_delta: float | None = None
 
     def __post_init__(self) -> None:
         lengths = [f for f in ("minutes", "steps", "epochs") if getattr(self, f) is not None]
@@ -368,6 +375,11 @@ WHOLE_RULES = {  # field: least, most, a value that works
     "seed": (0, SEED_MAX, 0),
     "threads": (1, INT32_MAX, 1),
     "samples": (1, INT32_MAX, 512),
+    "evaluation_interval": (0, INT32_MAX, 100),
+    "save_steps": (0, INT32_MAX, 1000),
+    "keep": (0, 1000, 3),
+    "milestones": (0, INT32_MAX, 10000),
+    "patience": (0, INT32_MAX, 3),
 }
 REAL_RULES = {
     "minutes": (1e-3, 1e7, 10.0),
@@ -381,6 +393,8 @@ REAL_RULES = {
     "embedding_decay": (0.0, 100.0, 0.1),
     "norm_decay": (0.0, 100.0, 0.1),
     "ema": (0.0, 0.999999, 0.999),
+    "save_minutes": (0.0, 1e7, 10.0),
+    "min_delta": (0.0, 1e3, 0.001),
 }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,10 @@ from typing import Any
 from crystalline.checkpoint import CHECKSUMS, COMMIT, STATE, load_model, load_training
 from crystalline.config import parameter_count
 from crystalline.files import parse_manifest
+from crystalline.kept import LAST, LAYERS, MILESTONE, listed
 from crystalline.shards import TokenStore
+from crystalline.spheres.messages import Setting
+from crystalline.state_format import migrated
 from crystalline.words import clock, plural, score
 
 
@@ -25,6 +28,7 @@ def describe(folder: str | os.PathLike[str]) -> dict[str, Any]:
     config, tokenizer, weights = load_model(root)
     files = _files(root)
     state = load_training(root)[1] if STATE in files else None
+    state = migrated(state, f"{root}/{STATE}") if state else None
     return {
         "folder": str(root),
         "config": asdict(config),
@@ -32,6 +36,7 @@ def describe(folder: str | os.PathLike[str]) -> dict[str, Any]:
         "bytes_of_weights": sum(w.nbytes for w in weights.values()),
         "vocabulary": tokenizer.vocab_size,
         "training": _training(state) if state else None,
+        "kept": [{"step": k.step, "why": k.why, "path": str(k.path)} for k in listed(root)],
         "data": _data(root),
         "files": files,
         "verified": True,
@@ -58,6 +63,8 @@ def _training(state: Mapping[str, Any]) -> dict[str, Any]:
         "steps": state["course"]["steps"],
         "best": best if best["loss"] is not None else None,
         "recipe": state["recipe"],
+        "model_step": state["model_step"],
+        "commands": [c for c in state["commands"] if c["command"] == "SET"],
     }
 
 
@@ -86,6 +93,7 @@ def table(said: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("context", plural(c["seq_len"], "token")),
         ("vocabulary", f"{said['vocabulary']:,}"),
         *_training_rows(said["training"]),
+        *_kept_rows(said["kept"]),
         *_data_rows(said["data"]),
         ("files", f"{len(said['files'])} files, {size / 2**20:,.1f} MiB: all checksums agree"),
     ]
@@ -110,11 +118,32 @@ def _training_rows(training: Mapping[str, Any] | None) -> list[tuple[str, str]]:
             f"seed {r['seed']}{sampled}",
         ),
     ]
+    if t.get("ended"):
+        rows.append(("", t["ended"]))
+    if t["model_step"] != t["step"]:
+        rows.append(("", f"the model is that of step {t['model_step']:,}, the best"))
+    rows += [_set_row(command) for command in t["commands"]]
     for name, result in (("validation", t["validation"]), ("best", t["best"])):
         if result is not None:
             text = score(result["loss"], result["bits_per_byte"])
             rows.append((name, f"{text}, at step {result['step']:,}"))
     return rows
+
+
+def _kept_rows(kept: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """The checkpoints to which one can go back, kind by kind."""
+    names = {LAST: "kept", MILESTONE: "milestones", LAYERS: "before"}
+    rows = []
+    for why, name in names.items():
+        steps = ", ".join(f"{one['step']:,}" for one in kept if one["why"] == why)
+        if steps:
+            rows.append((name, ("layers were added: " if why == LAYERS else "") + f"step {steps}"))
+    return rows
+
+
+def _set_row(command: Mapping[str, Any]) -> tuple[str, str]:
+    setting, value = Setting(int(command["values"][0])), command["values"][1]
+    return ("", f"{setting.name.lower()} {value:g} from step {command['step'] + 1:,} on")
 
 
 def _data_rows(data: Mapping[str, Any] | None) -> list[tuple[str, str]]:

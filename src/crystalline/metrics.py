@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +23,17 @@ class Metrics:
             self.flush()
 
     def flush(self) -> None:
-        """Appends what was kept."""
-        if self._lines:
-            with open(self.path, "a", encoding="utf-8") as f:
-                f.write("\n".join(self._lines) + "\n")
-            self._lines.clear()
+        """Appends what was kept.  Where the disk takes it not, or in part, it is kept for the next
+        time: measurements are no reason to end a training."""
+        if not self._lines:
+            return
+        text = ("\n".join(self._lines) + "\n").encode()
+        with contextlib.suppress(OSError), open(self.path, "ab", buffering=0) as f:
+            before = os.fstat(f.fileno()).st_size
+            if f.write(text) == len(text):
+                self._lines.clear()
+            else:
+                f.truncate(before)
 
     def forget_after(self, step: int) -> None:
         """Drops rows of later steps, and a line that was cut short."""

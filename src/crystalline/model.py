@@ -74,11 +74,16 @@ def initialise(parameters: Parameters, seed: int) -> None:
         sigma = 0.02
         if name.endswith(("o_proj.weight", "down_proj.weight")):
             sigma /= (2 * c.layers) ** 0.5
-        flat = view.reshape(-1)
-        for at in range(0, flat.size, 1 << 18):
-            n = min(1 << 18, flat.size - at)
-            draws = bits.random_raw(3 * n).view(np.uint16).reshape(n, 12).sum(1, dtype=np.int64)
-            flat[at : at + n] = (draws - 6 * 65535) * (sigma / 65536)
+        draw_normal(view, bits, sigma)
+
+
+def draw_normal(view: Floats, bits: np.random.PCG64, sigma: float) -> None:
+    """Fills ``view`` with about normal values, the same on every machine (see ``initialise``)."""
+    flat = view.reshape(-1)
+    for at in range(0, flat.size, 1 << 18):
+        n = min(1 << 18, flat.size - at)
+        draws = bits.random_raw(3 * n).view(np.uint16).reshape(n, 12).sum(1, dtype=np.int64)
+        flat[at : at + n] = (draws - 6 * 65535) * (sigma / 65536)
 
 
 def group_order(B: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -42,6 +42,9 @@ class Recipe:
     norm_decay: float = 0.0
     ema: float = 0.0  # of the average of the weights; 0: none
 
+    patience: int = 0  # validations without improvement that end the training; 0: none do
+    min_delta: float = 0.0  # what an improvement must exceed, in nats per token
+
     @property
     def learning_rate(self) -> Schedule:
         """The course of the learning rate."""
@@ -228,6 +231,8 @@ def choose_recipe(budget: Budget, c: ModelConfig) -> Recipe:
         loss=options.loss,
         samples=chosen_samples(options, c.vocab_size),
         precision=options.precision,
+        patience=options.patience or 0,
+        min_delta=options.min_delta or 0.0,
         optimizer=optimizer,
         **{**chosen, **said},
     )

@@ -143,10 +143,17 @@ def fed(e: Event) -> list[str]:
     return [f"took in {plural(e['documents'], 'document')}, {short(e['tokens'])} tokens"]
 
 
+def warned(e: Event) -> str:
+    """A warning event in a line."""
+    return f"step {e['step']:,}: warning: {tame(e['message'])}"
+
+
 def finished(e: Event) -> list[tuple[str, str]]:
     """The done event as rows of a table."""
     folder = tame(shlex.quote(e["path"]))
     rows = [("done", f"{plural(e['step'], 'step')}, {clock(e['seconds'])} of training")]
+    if e.get("ended"):
+        rows.append(("", e["ended"]))
     last = e["validation"]
     if last is None:
         rows.append(("validation", "none: the text is too short to hold any of it out"))
@@ -154,7 +161,9 @@ def finished(e: Event) -> list[tuple[str, str]]:
         rows.append(("validation", score(last["loss"], last["bits_per_byte"])))
         if e["best"] is not None and e["best"] < NOTABLE * last["loss"]:
             better = score(e["best"], e["best_bits_per_byte"])
-            rows.append(("best", f"{better}, at step {e['best_step']:,}: kept in {folder}/best"))
+            best_is_model = e.get("model_step") == e["best_step"]
+            where = "this is the model" if best_is_model else f"kept in {folder}/best"
+            rows.append(("best", f"{better}, at step {e['best_step']:,}: {where}"))
     rows.append(("model", tame(e["path"])))
     rows.append(("use it", f'crystalline generate {folder} --prompt "..."'))
     return rows
@@ -210,6 +219,8 @@ class Lines:
             self._print(*changed(e))
         elif kind in FED:
             self._print(*fed(e))
+        elif kind == "warning":
+            self._print(warned(e))
 
     def _print(self, *lines: str) -> None:
         for line in lines:
@@ -277,6 +288,8 @@ class Screen:
                 self.console.print(Text(line))
             if e.get("waiting"):
                 self._work("waiting for text; Ctrl-C ends it")
+        elif kind == "warning":
+            self.console.print(Text(warned(e), style="yellow"))
 
     def _work(self, text: str) -> None:
         unicode = self.console.encoding.lower().startswith("utf")

@@ -7,9 +7,11 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from crystalline._queue import SphereMessage
-from crystalline.errors import UsageError
+from crystalline.config import MOST_LAYERS
+from crystalline.errors import CheckpointError, UsageError
 from crystalline.forecast.machine import available
 from crystalline.forecast.memory import arenas
+from crystalline.growth import add_layers
 from crystalline.spheres.messages import ALL_SPHERES, MessageType, Setting
 
 if TYPE_CHECKING:
@@ -22,7 +24,10 @@ def perform(trainer: Trainer, message: SphereMessage) -> Any:
     """Carries out one command; UsageError refuses it, and then nothing has changed."""
     kind = MessageType(message.type)
     if kind is MessageType.CHECKPOINT:
-        trainer.save()
+        try:
+            trainer.save()
+        except CheckpointError as error:  # who asked is told, and the training goes on
+            raise UsageError(str(error)) from error
     elif kind is MessageType.STATS:
         return trainer.stats.snapshot()
     elif kind is MessageType.SET:
@@ -110,6 +115,9 @@ def _set_epochs(trainer: Trainer, value: float) -> None:
     if not 0 < value <= 1e7:
         raise UsageError(f"epochs is {value:g}, but must be above 0 and at most 1e7")
     p = trainer.progress
+    if trainer.feed is not None:
+        trainer.feed.ask_epochs(_whole("epochs", value, 1, 10**7))
+        return
     end = trainer.batches.sequences_in(value)
     if end <= p.sequences:
         done = trainer.batches.epoch_of(p.sequences)
@@ -124,6 +132,13 @@ def _set_evaluation_interval(trainer: Trainer, value: float) -> None:
     trainer.progress.evaluation_interval = _whole("evaluation_interval", value, 0, 2**31 - 1)
 
 
+def _set_layers(trainer: Trainer, value: float) -> None:
+    try:
+        add_layers(trainer, _whole("layers", value, 1, MOST_LAYERS))
+    except CheckpointError as error:  # that of before cannot be kept
+        raise UsageError(str(error)) from error
+
+
 def _whole(name: str, value: float, least: int, most: int) -> int:
     if value != int(value) or not least <= value <= most:
         raise UsageError(f"{name} is {value:g}, but must be a whole number from {least} to {most}")
@@ -136,4 +151,5 @@ SETTERS = {
     Setting.EPOCHS: _set_epochs,
     Setting.EVALUATION_INTERVAL: _set_evaluation_interval,
     Setting.SEQ_LEN: _set_seq_len,
+    Setting.LAYERS: _set_layers,
 }

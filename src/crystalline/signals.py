@@ -20,8 +20,11 @@ class Stop:
 
 
 @contextmanager
-def noted_signals(tell: Callable[[], None]) -> Iterator[Stop]:
-    """SIGINT, SIGTERM and SIGHUP are noted and ``tell`` is called, instead of dying at once.
+def noted_signals(
+    tell: Callable[[], None], save: Callable[[], None] = lambda: None
+) -> Iterator[Stop]:
+    """SIGINT, SIGTERM and SIGHUP are noted and ``tell`` is called, instead of dying at once; at
+    SIGUSR1 ``save`` is.
 
     A second SIGINT raises KeyboardInterrupt.  Outside the main thread signals cannot be caught and
     the flag stays down.  What was installed before comes back at the end.
@@ -41,6 +44,7 @@ def noted_signals(tell: Callable[[], None]) -> Iterator[Stop]:
     wanted = [n for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
               if signal.getsignal(n) != signal.SIG_IGN]  # fmt: skip
     before = {number: signal.signal(number, note) for number in wanted}
+    before[signal.SIGUSR1] = signal.signal(signal.SIGUSR1, lambda number, frame: save())
     try:
         yield stop
     finally:

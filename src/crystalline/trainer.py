@@ -16,18 +16,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from crystalline import early
 from crystalline._native import pin_thread
 from crystalline._queue import SphereMessage
 from crystalline.errors import Interrupted, StoreError, UsageError
 from crystalline.pacing import passes
 from crystalline.pipeline.feed import Feed
 from crystalline.pipeline.record import Record
+from crystalline.saving import Saving
 from crystalline.settings import perform
 from crystalline.signals import noted_signals
 from crystalline.spheres.driver import Command
 from crystalline.spheres.messages import MessageType
 from crystalline.spheres.node_zero import NodeZero, State
 from crystalline.spheres.show import Show
+from crystalline.store import Store
 from crystalline.training import VALIDATION_TOKENS, Event, Training
 
 Tell = Callable[[SphereMessage], None]
@@ -50,6 +53,10 @@ class Trainer(Training):
     feed: Feed | None = None  # where the text comes from a queue
     _record: Record | None = None
 
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.saving = Saving(self)
+
     def start(self, replay: Sequence[Command] = ()) -> NodeZero:
         """Trains in the background; returns the handle.  ``replay`` are commands as another
         training recorded them (``commands``): told the same ones, this one ends in the same bits.
@@ -60,10 +67,10 @@ class Trainer(Training):
 
     def run(self, replay: Sequence[Command] = ()) -> None:
         """Trains to the end of the course.  A signal ends it early, after a checkpoint; a second
-        Ctrl-C ends it without one."""
+        Ctrl-C ends it without one.  SIGUSR1 asks for a checkpoint."""
         p = self.progress
         node = self._new_node(replay)
-        with noted_signals(node.request_stop) as stop:
+        with noted_signals(node.request_stop, node.request_checkpoint) as stop:
             try:
                 node.start()
                 node.wait()
@@ -120,8 +127,7 @@ class Trainer(Training):
         self._record = Record(self)
         if self.feed is not None:
             self.feed.begin(self._record.store)
-        if self.progress.step == 0:
-            self.save()
+        self.saving.begin()
         self._show = Show(self)
 
     def advance(self, tell: Tell) -> bool:
@@ -156,12 +162,12 @@ class Trainer(Training):
         failed before it and the training was started again."""
         p = self.progress
         if p.step < p.course.steps:
-            self.save()  # also where this step has one: commands may have come after it
+            self.saving.last()  # also where this step has one: commands may have come after it
             self.pacing.paused(True)  # until it is started again
             return
         if self.saved_step != p.step:
-            self.save()
-        self.tell({"event": "done", "step": p.step,
+            self.saving.last()
+        self.tell({"event": "done", "step": p.step, "ended": p.ended, "model_step": self.model_step,
                     "seconds": time.monotonic() - self.pacing.begun,
                     "validation": p.validation, "best": p.best, "best_step": p.best_step,
                     "best_bits_per_byte": p.best_bits_per_byte,
@@ -172,6 +178,7 @@ class Trainer(Training):
         show, self._show = self._show, None
         if show is not None:
             show.close()
+        self.saving.close()
         with contextlib.suppress(OSError):  # the error that ended the run is the one to tell
             self.metrics.flush()
         record, self._record = self._record, None
@@ -194,6 +201,31 @@ class Trainer(Training):
         self.pacing.paused(now)
         if self._show is not None:
             self._show.board()
+
+    def save(self) -> None:
+        """As ``Training.save``, with what is to be kept.  Raises CheckpointError."""
+        self.saving.save()
+
+    def save_best(self) -> None:
+        """As ``Training.save_best``, but a disk that will not have it ends nothing."""
+        self.saving.best()
+
+    def show_again(self) -> None:
+        """After what is shown has changed its size, or its folder."""
+        if self._show is not None:
+            self._show.close()
+            self._show = Show(self)
+
+    @property
+    def store_of_record(self) -> Store | None:
+        """state.db, on the thread that trains, while it does."""
+        return None if self._record is None else self._record.store
+
+    def folder_again(self) -> None:
+        """After the folder was made anew: what else lay there."""
+        self.show_again()
+        if self._record is not None:
+            self._record.again()
 
     def record(self, command: Command) -> None:
         """Kept in the checkpoint, for a replay."""
@@ -235,11 +267,12 @@ class Trainer(Training):
         due = p.step % every == 0 if every else passes(self.pacing.validations, before, now)
         if done or due:
             self.validated()
+            done = early.end_if_due(self) or done
             if done and self.store.val.tokens > 2 * VALIDATION_TOKENS:
                 self.validated(most=None)
             self.pacing.went_on()
-        if done or self.pacing.save_due():
-            self.save()
+        if not done and self.saving.due():
+            self.saving.attempt()
             self.pacing.went_on()
         if not done and self.pacing.look_due(p.course, p.step):
             p.course = self.pacing.replan(p.course, p.step)

@@ -13,12 +13,15 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from crystalline import early, kept
 from crystalline.batches import Batches, validation_batches
 from crystalline.candidates import Candidates
 from crystalline.checkpoint import open_model, open_training, save_model
 from crystalline.config import ModelConfig
 from crystalline.errors import CheckpointError, NumericsError
 from crystalline.forecast.fits import check_memory
+from crystalline.kept import BEST
+from crystalline.layers import Floats
 from crystalline.memory import give_back
 from crystalline.metrics import Metrics
 from crystalline.model import Decoder, Parameters, initialise
@@ -32,13 +35,14 @@ from crystalline.sparse import touched_rows, vocabulary_weights
 from crystalline.spheres.crew import Crew
 from crystalline.spheres.driver import Command
 from crystalline.spheres.stats import SphereStats
+from crystalline.state_format import FORMAT, migrated
 from crystalline.tokenizer import Tokenizer
 
 Event = dict[str, Any]
 OnEvent = Callable[[Event], None]
 
+RAW = "w."  # before the names of weights whose average is offered
 VALIDATION_TOKENS = 1 << 16  # of one validation; the last one takes all
-BEST = "best"
 
 
 @dataclass
@@ -56,6 +60,9 @@ class Progress:
     validation: dict[str, Any] | None = None
     evaluation_interval: int = 0  # steps between validations; 0 spreads them evenly
     passes: list[list[int]] = field(default_factory=list)  # first and last step of each so far
+    mark: float | None = None  # the loss that a validation must better to count as progress
+    stale: int = 0  # validations in a row that did not
+    ended: str | None = None  # why, where it was not by the last step
 
 
 class Training:
@@ -76,20 +83,11 @@ class Training:
             self.store.train, B, T, recipe.seed, packing=recipe.packing, state=stream
         )
         check_memory(config, recipe, self.team, length=self.batches.seq_len)
-        self.weights, self.gradients = Parameters(config), Parameters(config)
-        crew.interleave(self.weights.flat)
         self.candidates: Candidates | None = None
         if recipe.loss == "sampled":
             counts = created.train.counts(config.vocab_size)  # the same, whatever comes later
             self.candidates = Candidates(counts, recipe.samples, recipe.seed, self.team)
-        sparse = vocabulary_weights(config) if self.candidates else ()
-        for block in (self.weights, self.gradients):
-            self.team.touch(block.flat)
-        self.optimizer = make_optimizer(
-            recipe.optimizer, self.weights, self.team, sparse, weight_decay=recipe.weight_decay,
-            embedding_decay=recipe.embedding_decay, norm_decay=recipe.norm_decay, clip=recipe.clip,
-        )  # fmt: skip
-        self.average = Average(self.weights, self.team, recipe.ema) if recipe.ema else None
+        self.plan_model()
         self.plan_batches()
         self.token_bytes = np.array(
             [len(tokenizer.token_bytes(i)) for i in range(config.vocab_size)]
@@ -98,7 +96,7 @@ class Training:
         self.options: dict[str, Any] = {}  # what the user said, kept for resuming
         self.commands: list[Command] = []  # that took effect
         self.pacing = Pacing()
-        self.saved_step = -1  # of the checkpoint this process wrote last
+        self.saved_step = self.model_step = -1  # of the checkpoint this process wrote last
         self.stats = SphereStats(self.team, crew.hierarchy)
 
     @property
@@ -106,8 +104,22 @@ class Training:
         """What is validated, kept as the best and exported: the average, where there is one."""
         return self.weights if self.average is None else self.average.parameters
 
+    def plan_model(self) -> None:
+        """What depends on the model's size: weights, gradients, moments and the average."""
+        r = self.recipe
+        self.weights, self.gradients = Parameters(self.config), Parameters(self.config)
+        self.crew.interleave(self.weights.flat)
+        for block in (self.weights, self.gradients):
+            self.team.touch(block.flat)
+        sparse = vocabulary_weights(self.config) if self.candidates else ()
+        self.optimizer = make_optimizer(
+            r.optimizer, self.weights, self.team, sparse, weight_decay=r.weight_decay,
+            embedding_decay=r.embedding_decay, norm_decay=r.norm_decay, clip=r.clip,
+        )  # fmt: skip
+        self.average = Average(self.weights, self.team, r.ema) if r.ema else None
+
     def plan_batches(self) -> None:
-        """What depends on the sizes of a batch: its memory."""
+        """What depends on the sizes of a batch, or on the model's: its memory."""
         B, T = self.recipe.batch_size, self.batches.seq_len
         expected = None if self.candidates is None else self.candidates.log_expected
         self.decoder = Decoder(
@@ -141,38 +153,47 @@ class Training:
 
     @classmethod
     def resume(
-        cls, out: Path, crew: Crew, on_event: OnEvent, segments: Sequence[int] = ()
-    ) -> Self:
-        """The training as its last checkpoint left it, with what came to its text since."""
-        config, tokenizer, tensors = open_model(out)
-        optimizer, state = open_training(out)
+        cls, out: Path, crew: Crew, on_event: OnEvent, at: int | None = None,
+        segments: Sequence[int] = (),
+    ) -> Self:  # fmt: skip
+        """The training as its last checkpoint left it, or one that is kept, of step ``at``; with
+        what came to its text since."""
+        source = out if at is None else kept.place(out, at)
+        config, tokenizer, tensors = open_model(source)
+        beside, state = open_training(source)
+        state = migrated(state, f"{source}/training_state.json")
         try:
             recipe = Recipe(**state["recipe"])
-            known = dict(state["progress"])
-            # Before batches could change their size, the place in the text followed from the step.
-            known.setdefault("sequences", known["step"] * recipe.sequences)
-            progress = Progress(**{**known, "course": Course(**state["course"])})
-            updates, commands = int(state["updates"]), list(state.get("commands", []))
+            progress = Progress(**{**state["progress"], "course": Course(**state["course"])})
+            updates, commands = int(state["updates"]), list(state["commands"])
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(
-                f"{out}/training_state.json: {error} does not fit this version; train again"
+                f"{source}/training_state.json: {error} does not fit this version; train again"
             ) from error
         trainer = cls(
             out, config, recipe, tokenizer, crew, progress, on_event, state.get("batches"), segments
         )
-        if trainer.average is None:
-            trainer.weights.load(tensors)
-        else:
-            trainer.average.parameters.load(tensors)
-            for name, view in trainer.weights.named.items():
-                view[...] = optimizer["w." + name]
-        trainer.optimizer.load(optimizer, updates)
-        trainer.options, trainer.commands = state.get("options", {}), commands
+        trainer.load(tensors, beside, updates)
+        trainer.options, trainer.commands = state["options"], commands
+        trainer.saved_step = progress.step if at is None else -1
         if state.get("data") not in trainer.store.fingerprints:
             raise CheckpointError(
                 f"{out}/data: is not the text this model was trained on; restore it from a copy"
             )
         return trainer
+
+    def load(self, model: Mapping[str, Floats], beside: Mapping[str, Floats], updates: int) -> None:
+        """Takes over a model's file and what was saved ``beside`` it after ``updates``."""
+        early.load_last(self.offered, model, beside)
+        if self.average is not None:
+            for name, view in self.weights.named.items():
+                view[...] = beside[RAW + name]
+        self.optimizer.load(beside, updates)
+
+    def beside(self) -> dict[str, Floats]:
+        """The tensors that resuming needs beside what is offered."""
+        raw = {} if self.average is None else self.weights.named
+        return self.optimizer.tensors() | {RAW + name: view for name, view in raw.items()}
 
     # --- one step ---------------------------------------------------------------------------------
 
@@ -285,25 +306,29 @@ class Training:
         if most is not None and (p.best is None or result["loss"] < p.best):
             p.best, p.best_step = result["loss"], p.step
             p.best_bits_per_byte = result["bits_per_byte"]
-            save_model(self.out / BEST, self.config, self.tokenizer, self.offered.named)
+            self.save_best()
             best = True
+        if most is not None:
+            early.count(self, result["loss"])
         keeping = time.monotonic() - measured if best else 0.0
         self.pacing.validated(measured - begun, keeping, most is None)
         self.tell(result | {"best": p.best, "best_step": p.best_step})
 
     # --- checkpoints ------------------------------------------------------------------------------
 
+    def save_best(self) -> None:
+        """Keeps the weights of now as the best model."""
+        save_model(self.out / BEST, self.config, self.tokenizer, self.offered.named)
+
     def save(self) -> None:
         """Writes the checkpoint: model, moments and state."""
         begun = time.monotonic()
         self.optimizer.settle()
-        kept = self.optimizer.tensors()
-        if self.average is not None:
-            kept |= {f"w.{name}": view for name, view in self.weights.named.items()}
+        model_step, model, displaced = early.model_to_save(self)
         progress = asdict(self.progress)
         state = {
-            "format": 1, "course": progress.pop("course"), "progress": progress,
-            "recipe": asdict(self.recipe), "updates": self.optimizer.t,
+            "format": FORMAT, "course": progress.pop("course"), "progress": progress,
+            "recipe": asdict(self.recipe), "updates": self.optimizer.t, "model_step": model_step,
             "data": self.store.fingerprint, "options": self.options, "commands": self.commands,
             "batches": self.batches.state(),
         }  # fmt: skip
@@ -312,12 +337,12 @@ class Training:
             self.out,
             self.config,
             self.tokenizer,
-            self.offered.named,
-            optimizer=kept,
+            model,
+            optimizer=self.beside() | displaced,
             state=state,
         )
         self.pacing.saved(begun)
-        self.saved_step = self.progress.step
+        self.saved_step, self.model_step = self.progress.step, model_step
         self.tell({"event": "checkpoint", "step": self.progress.step, "path": str(self.out)})
 
     def tell(self, event: Event) -> None:

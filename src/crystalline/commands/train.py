@@ -49,6 +49,16 @@ LEARNING_OPTIONS = (
     ("--ema", float, "Keep an average of the weights with this decay; 0 keeps none.", "0"),
 )
 
+KEEPING_OPTIONS = (
+    ("--evaluation-interval", int, "Validate after every so many steps; 0: 8 times, evenly.", "0"),
+    ("--save-steps", int, "Write a checkpoint after every so many steps.", "by the time it takes"),
+    ("--save-minutes", float, "And when so many minutes have passed.", "by the time it takes"),
+    ("--keep", int, "Keep so many of the last checkpoints, for --at.", "0: the present one alone"),
+    ("--milestones", int, "Keep one for ever after every so many steps.", "0: none"),
+    ("--patience", int, "End after so many validations without a better one.", "0: never"),
+    ("--min-delta", float, "What is better must be so by more than this (nats).", "0"),
+)
+
 
 @click.command()
 @click.argument("paths", metavar="PATH...", nargs=-1, type=click.Path())
@@ -140,6 +150,13 @@ LEARNING_OPTIONS = (
     help="Go on with what --out holds; PATH is not needed, the text is kept there.",
 )
 @click.option(
+    "--at",
+    type=int,
+    metavar="STEP",
+    help=helps("With --resume: go back to a checkpoint that was kept.", "the last one"),
+)
+@options_of(KEEPING_OPTIONS)
+@click.option(
     "--config",
     type=click.Path(),
     metavar="FILE.toml",
@@ -169,6 +186,7 @@ def train(
     paths: tuple[str, ...],
     out: str,
     resume: bool,
+    at: int | None,
     config: str | None,
     watch: tuple[str, ...],
     flush: bool,
@@ -181,6 +199,8 @@ def train(
 
     The model goes to --out as a Hugging Face Llama folder, with what --resume needs and the
     measurements in metrics.jsonl. Ctrl-C stops after the step at hand and keeps everything.
+    --resume goes on to the same bits as never having stopped; what is said with it (--steps,
+    --epochs, --lr, --batch-size, more --layers ...) holds from there on.
 
     Where PATH is a model instead, its folder or its name, it is trained on what waits in its queue,
     every document for --epochs epochs.
@@ -203,6 +223,6 @@ def train(
         if model is not None:
             feed(model, watch=watch, flush=flush, config=config, on_event=show, **options)
             return
-        said = {"resume": resume, "config": config, "on_event": show, "begun": begun, **options}
-        with api.training(paths or None, out, **said) as trainer:
+        said = {"resume": resume, "at": at, "config": config, "begun": begun, **options}
+        with api.training(paths or None, out, on_event=show, **said) as trainer:
             trainer.run()

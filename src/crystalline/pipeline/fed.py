@@ -94,7 +94,7 @@ def feeding(
     """As ``feed``, but hands over the trainer, ready to ``run`` or to ``start``."""
     tell, folder, base = on_event or (lambda event: None), Path(model), resident()
     with contextlib.ExitStack() as stack:
-        stack.enter_context(claimed(folder))
+        claim = stack.enter_context(claimed(folder))
         with Store.open(folder, create=True) as store:
             tidy(folder, store)
             said, epochs = _said(store, config, options)
@@ -103,11 +103,14 @@ def feeding(
                 paths = [os.fspath(path) for path in watch]
                 stack.enter_context(Watcher(folder, paths, on_event=arrivals.hear(tell)))
             if (folder / CHECKSUMS).exists() or (folder / COMMIT).exists():
-                trainer = Trainer.resume(folder, crew_of(said), tell, later_segments(store))
+                segments = later_segments(store)
+                trainer = Trainer.resume(folder, crew_of(said), tell, segments=segments)
+                trainer.saving.resume(claim)
                 trainer.metrics.forget_after(trainer.progress.step)
                 why = "as it was begun"
             else:
                 trainer, why = _created(folder, said, store, tell, bool(watch))
+                trainer.saving.keep_to(said, claim)
             store.record_passes(passes(trainer), afresh=True)
             store.set(target_epochs=epochs)
             trainer.feed = Feed(trainer, epochs, flush=flush, lasting=bool(watch))

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from crystalline.errors import CheckpointError, StoreError
 from crystalline.pipeline.ingest import ingest
 from crystalline.schedule import Course
 from crystalline.store import Store
@@ -20,7 +21,8 @@ from crystalline.store import Store
 if TYPE_CHECKING:
     from crystalline.trainer import Trainer
 
-LOOK_SECONDS = 2.0  # between two looks into the queue while there is enough to train
+LOOK_SECONDS = 1.0  # between two looks into the queue
+RETRY_SECONDS = 30.0  # after one that failed
 WAIT_SECONDS = 0.2  # of a turn that has nothing to train: so soon a command is obeyed
 
 
@@ -32,25 +34,50 @@ class Feed:
         self.trainer, self.epochs = trainer, epochs
         self.flush, self.lasting = flush, lasting
         self.arrived = threading.Event()  # set by who has added text
-        self.store: Store | None = None
-        self._looked = -1e9
+        self._store: Store | None = None
+        self._look_at = -1e9  # so long nobody looks into the queue
         self._waiting = False
 
     def begin(self, store: Store) -> None:
         """Takes in what is in the queue now; on the thread that ``store`` belongs to."""
-        self.store = store
+        self._store = store
         self.trainer.batches.limit(None)
         self._take_in()
         self._plan()
 
     def ready(self) -> bool:
         """Whether there is a step to make; looks into the queue now and then."""
-        now = time.monotonic()
-        due = now - self._looked > LOOK_SECONDS or self.arrived.is_set()
-        if (due or not self.enough) and self._take_in():
-            self._plan()
+        ends = not self.lasting and not self.enough  # unless something has just come
+        if ends or time.monotonic() >= self._look_at or self.arrived.is_set():
+            self._look()
         self._tell_waiting(not self.enough)
         return self.enough
+
+    def ask_epochs(self, epochs: int) -> None:
+        """Each document is to be trained so often."""
+        self.epochs = epochs
+        self.store.set(target_epochs=epochs)
+        self._plan()
+
+    @property
+    def store(self) -> Store:
+        """The queue, on the thread that trains."""
+        store = self.trainer.store_of_record or self._store
+        assert store is not None
+        return store
+
+    def _look(self) -> None:
+        """Takes in what has come.  A disk that fails ends nothing while there is more to train, or
+        while more text is waited for."""
+        self._look_at = time.monotonic() + LOOK_SECONDS
+        try:
+            if self._take_in():
+                self._plan()
+        except (CheckpointError, StoreError) as error:
+            if not self.lasting and not self.enough:
+                raise
+            self._look_at = time.monotonic() + RETRY_SECONDS
+            self.trainer.saving.warn(f"{error}; what waits in the queue is taken in later")
 
     def wait(self) -> None:
         """Until text arrives, or it is time to look whether there is a command."""
@@ -72,8 +99,6 @@ class Feed:
     def _take_in(self) -> int:
         """Everything that waits in the queue joins the tokens; how many documents did."""
         trainer, store = self.trainer, self.store
-        assert store is not None
-        self._looked = time.monotonic()
         self.arrived.clear()
         total = 0
         while store.has_pending():
@@ -82,6 +107,7 @@ class Feed:
                 break
             before, trainer.store = trainer.store.train.tokens, tokens
             trainer.batches.grow(tokens.train)
+            trainer.saving.text_grew()
             total += came
             trainer.tell({"event": "queue", "step": trainer.progress.step, "documents": came,
                           "tokens": tokens.train.tokens - before, "waiting": False})  # fmt: skip
@@ -90,7 +116,6 @@ class Feed:
     def _plan(self) -> None:
         """Passes that have not begun are listed anew, with all documents that lack epochs."""
         trainer, store = self.trainer, self.store
-        assert store is not None
         p, batches = trainer.progress, trainer.batches
         batches.close(p.sequences)
         documents = batches.split.documents

@@ -23,6 +23,12 @@ def later_segments(store: Store) -> list[int]:
     return [number for number in store.segments() if number > 0]
 
 
+def segments_of(folder: str | os.PathLike[str]) -> list[int]:
+    """As ``later_segments``, of a model's folder."""
+    with Store.open(folder, read_only=True) as store:
+        return later_segments(store)
+
+
 def tidy(folder: str | os.PathLike[str], store: Store) -> None:
     """What a crash left is made good: leases end, segments that do not count go.  Only the holder
     of the model's lock may do so."""

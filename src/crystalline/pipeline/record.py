@@ -5,10 +5,12 @@ All of it follows from the checkpoint, so what a crash leaves untold is told whe
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from crystalline.errors import StoreError
 from crystalline.store import Pass, Store
 
 if TYPE_CHECKING:
@@ -34,7 +36,15 @@ class Record:
         self.store.record_passes(passes(training), afresh=True)
 
     def hear(self, event: Event) -> None:
-        """After a checkpoint the passes are told; some events are kept."""
+        """After a checkpoint the passes are told; some events are kept.
+
+        Where the disk fails this is told later, or when training goes on: it is no truth of its
+        own.
+        """
+        with contextlib.suppress(StoreError):
+            self._hear(event)
+
+    def _hear(self, event: Event) -> None:
         kind = event["event"]
         if kind in NOTED:
             said = {k: v for k, v in event.items() if k not in ("event", "step")}
@@ -45,6 +55,12 @@ class Record:
                 self.store.note("command", command["step"], self._run, **said)
             self._told = len(self.training.commands)
             self.store.record_passes(passes(self.training))
+
+    def again(self) -> None:
+        """The folder was made anew, without state.db: what this process has open is written
+        there."""
+        with contextlib.suppress(StoreError):
+            self.store = self.store.again(self.training.out)
 
     def close(self, outcome: str) -> None:
         """The run is over."""

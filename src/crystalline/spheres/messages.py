@@ -54,3 +54,4 @@ class Setting(IntEnum):
     EPOCHS = 2
     EVALUATION_INTERVAL = 3
     SEQ_LEN = 4
+    LAYERS = 5  # may only grow

@@ -112,7 +112,8 @@ class NodeZero:
 
     def set(self, **settings: float) -> int:
         """Changes learning_rate (its peak), batch_size (sequences), epochs (of the whole training),
-        evaluation_interval (steps; 0: evenly spread) or seq_len (tokens, up to the model's)."""
+        evaluation_interval (steps; 0: evenly spread) or seq_len (tokens, up to the model's); adds
+        layers (how many there shall be)."""
         step, asked = 0, list[tuple[float, float]]()
         for name, value in settings.items():
             if name.upper() not in Setting.__members__:
@@ -176,6 +177,15 @@ class NodeZero:
     def request_stop(self) -> None:
         """Asks for the end without waiting; may be called in a signal handler."""
         self._send(MessageType.STOP, priority=URGENT, timeout=0.0)  # no room: many have asked
+
+    def request_checkpoint(self) -> None:
+        """Asks for a checkpoint without waiting; may be called in a signal handler."""
+        self._send(MessageType.CHECKPOINT, timeout=0.0)
+
+    @property
+    def aborted(self) -> bool:
+        """Whether somebody no longer waits for a checkpoint."""
+        return self._abort
 
     def abort(self) -> None:
         """Ends the training after the step at hand, without a checkpoint, and waits for that."""

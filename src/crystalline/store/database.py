@@ -94,6 +94,17 @@ class Database:
         with told(self.path):
             return self.db.execute(sql, values).fetchall()
 
+    def again(self, folder: PathLike) -> Self:
+        """All that is in this database, in a folder that has none; this one is closed.
+
+        For one whose file was removed: what is open can still be read.
+        """
+        path = os.path.join(os.fspath(folder), NAME)
+        with told(path), contextlib.closing(sqlite3.connect(path)) as copy:
+            self.db.backup(copy)
+        self.close()
+        return self.open(folder)
+
     def integrity(self) -> list[str]:
         """What is wrong with the file itself; nothing if it is whole."""
         problems = [str(row[0]) for row in self.rows("PRAGMA integrity_check")]
