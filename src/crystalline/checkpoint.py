@@ -43,12 +43,21 @@ from crystalline.files import (
     sync_folder,
     write_durably,
 )
+from crystalline.formats.safetensors_file import SafetensorsFile
+from crystalline.modelfiles import (
+    CONFIG,
+    GENERATION,
+    REMEDY,
+    TOKENIZER,
+    TOKENIZER_CONFIG,
+    read_object,
+    read_tokenizer,
+    small_files,
+    to_json,
+)
+from crystalline.pending import Pending, Tensor
 from crystalline.tokenizer import Tokenizer
 
-CONFIG = "config.json"
-GENERATION = "generation_config.json"
-TOKENIZER = "tokenizer.json"
-TOKENIZER_CONFIG = "tokenizer_config.json"
 MODEL = "model.safetensors"
 OPTIMIZER = "optimizer.safetensors"
 STATE = "training_state.json"
@@ -59,11 +68,10 @@ COMMIT = "commit.json"
 NEW = ".new"
 
 READS = 5  # how often a reader starts over when saves overtake it
-REMEDY = "restore it from a copy, or train again"
 DTYPES = {"<f4": "F32", "<f8": "F64", "<i4": "I32", "<i8": "I64", "|u1": "U8"}
 
 Array = npt.NDArray[Any]
-Content = bytes | Mapping[str, Array]
+Content = bytes | Mapping[str, Tensor]
 Path = str | os.PathLike[str]
 PathOf = Callable[[str], str]  # name of a file of the checkpoint -> verified path
 T = TypeVar("T")
@@ -73,7 +81,7 @@ def save_model(
     folder: Path,
     config: ModelConfig,
     tokenizer: Tokenizer,
-    weights: Mapping[str, Array],
+    weights: Mapping[str, Tensor],
     *,
     optimizer: Mapping[str, Array] | None = None,
     state: Mapping[str, Any] | None = None,
@@ -88,7 +96,7 @@ def save_model(
     folder = os.fspath(folder)
     _check_fit(os.path.join(folder, MODEL), config, weights)
     _check_vocabulary(folder, config, tokenizer)
-    contents = _model_files(config, tokenizer)
+    contents: dict[str, Content] = {**small_files(config, tokenizer)}
     for name, tensor in (optimizer or {}).items():
         if tensor.dtype.str not in DTYPES:
             known = ", ".join(str(np.dtype(d)) for d in DTYPES)
@@ -97,7 +105,7 @@ def save_model(
     if optimizer is not None:
         contents[OPTIMIZER] = optimizer
     if state is not None:
-        contents[STATE] = _json(state)
+        contents[STATE] = to_json(state)
     try:
         make_folder(folder)
         with locked(folder):
@@ -117,36 +125,18 @@ def load_model(folder: Path) -> tuple[ModelConfig, Tokenizer, dict[str, Array]]:
     return _read(os.fspath(folder), _parse_model)
 
 
+def open_model(folder: Path) -> tuple[ModelConfig, Tokenizer, dict[str, Pending]]:
+    """As ``load_model``, but each weight is read when it is asked for; a save that comes between
+    changes nothing, as the file stays open."""
+    return _read(os.fspath(folder), _parse_open)
+
+
 def load_training(folder: Path) -> tuple[dict[str, Array], dict[str, Any]]:
     """The optimizer's tensors and the training state, checked like ``load_model``'s files."""
     return _read(os.fspath(folder), _parse_training)
 
 
 # --- What is in the files -------------------------------------------------------------------------
-
-
-def _json(value: Any) -> bytes:
-    return (json.dumps(value, indent=2) + "\n").encode()
-
-
-def _model_files(config: ModelConfig, tokenizer: Tokenizer) -> dict[str, Content]:
-    eot, data = tokenizer.eot, tokenizer.to_json()
-    text = next(t["content"] for t in json.loads(data)["added_tokens"] if t["id"] == eot)
-    return {
-        CONFIG: _json(config.to_hf(eot)),
-        # Without a pad token, transformers warns at every generation.
-        GENERATION: _json({"bos_token_id": eot, "eos_token_id": eot, "pad_token_id": eot}),
-        TOKENIZER: data,
-        TOKENIZER_CONFIG: _json(
-            {
-                "tokenizer_class": "PreTrainedTokenizerFast",
-                "bos_token": text,
-                "eos_token": text,
-                "model_max_length": config.seq_len,
-                "clean_up_tokenization_spaces": False,
-            }
-        ),
-    }
 
 
 def _chunks(content: Content) -> Iterator[bytes | memoryview]:
@@ -174,7 +164,7 @@ def _chunks(content: Content) -> Iterator[bytes | memoryview]:
         yield np.ascontiguousarray(tensor).reshape(-1).view(np.uint8).data
 
 
-def _check_fit(where: str, config: ModelConfig, tensors: Mapping[str, Array]) -> None:
+def _check_fit(where: str, config: ModelConfig, tensors: Mapping[str, Tensor]) -> None:
     """The tensors are exactly those that the configuration describes."""
     shapes = parameter_shapes(config)
     for name in sorted(tensors.keys() ^ shapes.keys()):
@@ -284,6 +274,11 @@ def _commit(folder: str, contents: Mapping[str, Content]) -> None:
         with contextlib.suppress(OSError):
             _sweep(folder)
         raise CheckpointError(_failure(folder, doing, error, contents)) from error
+    except CheckpointError:
+        if doing != folder and not offered:  # a tensor could not be made; no commit is pending
+            with contextlib.suppress(OSError):
+                _sweep(folder)
+        raise
 
 
 def _finish(folder: str, *, check: bool) -> None:
@@ -362,34 +357,38 @@ def _read(folder: str, parse: Callable[[str, PathOf], T]) -> T:
 
 
 def _parse_model(folder: str, path_of: PathOf) -> tuple[ModelConfig, Tokenizer, dict[str, Array]]:
-    paths = {name: path_of(name) for name in MODEL_FILES}
-    try:
-        config = ModelConfig.from_hf(_load_object(paths[CONFIG]), paths[CONFIG])
-        with open(paths[TOKENIZER], "rb") as file:
-            tokenizer = Tokenizer.from_json(file.read(), paths[TOKENIZER])
-    except UsageError as error:
-        raise CheckpointError(str(error)) from error
-    _check_vocabulary(folder, config, tokenizer)
-    weights = _load_tensors(paths[MODEL])
-    _check_fit(paths[MODEL], config, weights)
+    config, tokenizer, path = _parse_small(folder, path_of)
+    weights = _load_tensors(path)
+    _check_fit(path, config, weights)
     return config, tokenizer, weights
 
 
-def _parse_training(folder: str, path_of: PathOf) -> tuple[dict[str, Array], dict[str, Any]]:
-    state = _load_object(path_of(STATE))
-    return _load_tensors(path_of(OPTIMIZER)), state
+def _parse_open(
+    folder: str, path_of: PathOf
+) -> tuple[ModelConfig, Tokenizer, dict[str, Pending]]:
+    config, tokenizer, path = _parse_small(folder, path_of)
+    file = SafetensorsFile.open(path)
+    weights = {name: file.pending(name) for name in file.places}
+    _check_fit(path, config, weights)
+    return config, tokenizer, {name: weights[name] for name in parameter_shapes(config)}
 
 
-def _load_object(path: str) -> dict[str, Any]:
-    with open(path, "rb") as file:
-        data = file.read()
+def _parse_small(folder: str, path_of: PathOf) -> tuple[ModelConfig, Tokenizer, str]:
+    """The model without its weights, and where these lie."""
+    paths = {name: path_of(name) for name in MODEL_FILES}
     try:
-        value = json.loads(data)
-    except ValueError as error:
-        raise CheckpointError(f"{path}: not JSON ({error}); {REMEDY}") from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path}: not a JSON object; {REMEDY}")
-    return value
+        said, about = read_object(paths[CONFIG]), read_object(paths[TOKENIZER_CONFIG])
+        config = ModelConfig.from_hf(said, paths[CONFIG])
+        tokenizer = read_tokenizer(paths[TOKENIZER], about, said)
+    except UsageError as error:
+        raise CheckpointError(str(error)) from error
+    _check_vocabulary(folder, config, tokenizer)
+    return config, tokenizer, paths[MODEL]
+
+
+def _parse_training(folder: str, path_of: PathOf) -> tuple[dict[str, Array], dict[str, Any]]:
+    state = read_object(path_of(STATE))
+    return _load_tensors(path_of(OPTIMIZER)), state
 
 
 def _load_tensors(path: str) -> dict[str, Array]:

@@ -129,7 +129,7 @@ class Decoder:
         wide, narrow = views(arrays, self.layout, gradients.flat if gradients else None)
         self.config, self.B, self.T = c, B, T
         self.order, starts = group_order(B)
-        cosine, sine = rope_tables(T, c.head_dim, c.rope_theta)
+        cosine, sine = rope_tables(T, c.head_dim, c.rope_theta, c.rope_scaling)
         self.space = Workspace(
             config=c, team=team, w=weights.fused, g=gradients.fused if gradients else {},
             a=wide, n=narrow, cosine=cosine, sine=sine, groups=starts * T,

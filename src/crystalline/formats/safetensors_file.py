@@ -1,0 +1,112 @@
+"""Tensors of a safetensors file, read one at a time as float32, BF16 included.
+
+The package reads a file whole, or into arrays that NumPy has no type for; the format is a length,
+a JSON header and the data.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from crystalline.errors import CheckpointError
+from crystalline.pending import Floats, Pending
+
+MOST_HEADER = 100_000_000  # bytes: the limit that the format's own reader has
+TYPES = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}
+
+
+class Place(NamedTuple):
+    """Where a tensor lies in its file, and how."""
+
+    kind: str
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+
+@dataclass(frozen=True)
+class SafetensorsFile:
+    """An open file: it stays readable when another takes its name."""
+
+    path: str
+    fd: int
+    places: dict[str, Place]
+
+    @classmethod
+    def open(cls, path: str) -> SafetensorsFile:
+        """CheckpointError for a file that is missing, cut short or of another format."""
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
+        try:
+            return cls(path, fd, _places(fd))
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            os.close(fd)
+            raise CheckpointError(
+                f"{path}: not a whole safetensors file ({error}); fetch it again"
+            ) from error
+
+    def __del__(self) -> None:
+        os.close(self.fd)
+
+    def pending(self, name: str) -> Pending:
+        """A tensor of it as float32, to be read when it is needed.
+
+        Raises CheckpointError here for other types than F32, F16 and BF16, and when reading fails.
+        """
+        place = self.places[name]
+        if place.kind not in TYPES:
+            known = ", ".join(TYPES)
+            raise CheckpointError(
+                f"{self.path}: {name} is {place.kind}, but crystalline reads {known}; "
+                "give a model saved in one of these"
+            )
+        return Pending(place.shape, lambda: self._read(name))
+
+    def _read(self, name: str) -> Floats:
+        kind, shape, begin, end = self.places[name]
+        data, at = bytearray(end - begin), begin
+        while at < end:
+            try:
+                n = os.preadv(self.fd, [memoryview(data)[at - begin :]], at)
+            except OSError as error:
+                raise CheckpointError(f"{self.path}: cannot be read ({error.strerror})") from error
+            if n == 0:
+                raise CheckpointError(f"{self.path}: ends inside {name}; fetch it again")
+            at += n
+        return widened(np.frombuffer(data, TYPES[kind]), kind).reshape(shape)
+
+
+def widened(stored: np.ndarray[Any, np.dtype[Any]], kind: str) -> Floats:
+    """F32, F16 or BF16 as float32, exactly; BF16 comes as its uint16 bits."""
+    if kind != "BF16":
+        return stored.astype(np.float32, copy=False)
+    bits = stored.astype(np.uint32)
+    bits <<= 16
+    return bits.view(np.float32)
+
+
+def _places(fd: int) -> dict[str, Place]:
+    size = os.fstat(fd).st_size
+    length = int.from_bytes(os.pread(fd, 8, 0), "little")
+    if size < 8 or length > min(size - 8, MOST_HEADER):
+        raise ValueError(f"its header has {length} bytes, the file {size}")
+    header = json.loads(os.pread(fd, length, 8))
+    header.pop("__metadata__", None)
+    places = {}
+    for name, told in header.items():
+        begin, end = (8 + length + int(x) for x in told["data_offsets"])
+        place = Place(str(told["dtype"]), tuple(int(n) for n in told["shape"]), begin, end)
+        width = np.dtype(TYPES[place.kind]).itemsize if place.kind in TYPES else None
+        wrong = width is not None and math.prod(place.shape) * width != end - begin
+        if not 8 + length <= begin <= end <= size or wrong:
+            raise ValueError(f"{name} does not fit into it")
+        places[name] = place
+    return places
