@@ -37,8 +37,14 @@ SMOOTH = 0.95  # of the shown loss comes from the steps before
 NOTABLE = 0.995  # a best validation below this share of the last one is worth a word
 LOOK_SECONDS = 0.25  # between two looks at the board of another training
 FIRST_SECONDS = 1.0  # waited at most for what the first look shows
-PHASES = {"tokenizer": "learning a vocabulary", "tokens": "turning text into tokens"}
-NEXT = {"tokenizer": "learning a vocabulary", "tokens": "measuring how fast this computer is"}
+PHASES = {
+    "tokenizer": "learning a vocabulary", "tokens": "turning text into tokens",
+    "opening": "opening the model", "weights": "writing weights",
+}  # fmt: skip
+NEXT = {
+    "tokenizer": "learning a vocabulary", "tokens": "measuring how fast this computer is",
+    "opening": "reading the vocabulary", "weights": "checking what was written",
+}  # fmt: skip
 
 
 # --- sentences ------------------------------------------------------------------------------------
@@ -174,6 +180,8 @@ class Lines:
             self.shown_at = now
             share = 100 * e["done"] / max(e["total"], 1)
             self._print(f"{PHASES[e['phase']]}: {share:.0f} % of {short(e['total'])}B")
+        elif e["done"] >= e["total"] and e["phase"] == "weights":  # reading them back takes as long
+            self._print(NEXT["weights"])
 
     def _step(self, e: Event) -> None:
         loss, share, now = self.loss.add(e["loss"]), e["step"] / e["steps"], time.monotonic()

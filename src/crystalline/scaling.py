@@ -103,5 +103,5 @@ def scaling_from_hf(key: str, rope: object) -> RopeScaling | None:
     fields = LLAMA3_KEYS if kind == "llama3" else {"factor": "factor"}
     for name in fields.values():
         if name not in rope:
-            raise ConfigError(f"{key} is {kind}, but {name} is missing; choose a model that states it")
+            raise ConfigError(f"{key} is {kind}, but {name} is missing; choose a model with it")
     return RopeScaling(kind, **{field: rope[name] for field, name in fields.items()})
