@@ -6,17 +6,16 @@ import contextlib
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from crystalline.batches import Batches
-from crystalline.checkpoint import CHECKSUMS, COMMIT
+from crystalline.checkpoint import holds_training
 from crystalline.claim import claimed
 from crystalline.config import (
     PRESETS,
     SMALLEST_VOCAB,
-    ModelConfig,
     TrainConfig,
     parameter_count,
 )
@@ -33,11 +32,13 @@ from crystalline.plan import (
     check_samples,
     choose_model,
     choose_recipe,
+    continued_recipe,
     machine_flops,
 )
 from crystalline.schedule import Course
 from crystalline.shards import TokenStore, write_shards
 from crystalline.spheres.crew import Crew, make_crew
+from crystalline.starting import Start, holds_model, starting_point
 from crystalline.tokenizer import Tokenizer, default_vocab_size
 from crystalline.trainer import Trainer
 from crystalline.training import OnEvent
@@ -68,6 +69,8 @@ def train(
     ``lr``, ``seed``, ``threads``, ...); ``config`` names a TOML file with the same names, over
     which the call wins.  ``resume`` goes on with what ``out`` holds, to the same bits as never
     having stopped; only who works (``threads`` and the like) and a later end may be given then.
+    Where ``out`` holds a model without training state, as an import leaves it, or where
+    ``start_from`` names the folder of another model, training begins from those weights.
     ``on_event`` is called with a dict for all that happens (key ``event``: data, tokenizer, plan,
     step, validation, checkpoint, hierarchy, done, and progress while the text is prepared), from
     the first step on in the training's own thread.
@@ -105,9 +108,9 @@ def training(
     merged.update(given)
     said = train_config(merged, os.fspath(config) if config is not None else "train")
     folder = Path(out)
-    if resume and not _holds_model(folder):
+    if resume and not holds_model(folder):
         raise UsageError(f"{folder}: holds no checkpoint to resume; train without resume first")
-    if not resume and _holds_model(folder):
+    if not resume and holds_model(folder) and holds_training(folder):
         raise UsageError(f"{folder}: holds a model already; use resume, or another out")
     if not resume and paths is None:
         raise UsageError("no paths to train on; name a file or a folder of text or code")
@@ -124,14 +127,10 @@ def training(
                 trainer.node.wait()
 
 
-def _holds_model(folder: Path) -> bool:
-    return (folder / CHECKSUMS).exists() or (folder / COMMIT).exists()
-
-
 def _resumed(folder: Path, said: TrainConfig, merged: dict[str, Any], tell: OnEvent) -> Trainer:
     trainer = Trainer.resume(folder, _crew(said), tell)
     # A setting may be said again, as it was said or as it came out; it may not change.
-    recorded = asdict(trainer.config) | asdict(trainer.recipe)
+    recorded = asdict(trainer.config) | asdict(trainer.recipe) | {"seq_len": trainer.T}
     before = trainer.options | {"val": tuple(trainer.options.get("val", ()))}
     changed = [
         name
@@ -154,7 +153,7 @@ def _resumed(folder: Path, said: TrainConfig, merged: dict[str, Any], tell: OnEv
             f"{folder}: training is finished at step {p.step}; give steps, more than that, to go on"
         )
     trainer.metrics.forget_after(p.step)
-    _tell_plan(trainer, tell)
+    _tell_plan(trainer, None, tell)
     return trainer
 
 
@@ -167,7 +166,8 @@ def _created(
 ) -> Trainer:
     crew = _crew(said)
     team = crew.team
-    if said.dim is not None or said.preset is not None:
+    start = starting_point(folder, said)
+    if start is None and (said.dim is not None or said.preset is not None):
         # What can never fit is refused before a large corpus is read: the smallest vocabulary.
         nothing = Budget(said, 0)
         least = choose_model(nothing, SMALLEST_VOCAB)
@@ -180,7 +180,9 @@ def _created(
     size = sum(piece.size for piece in train_pieces)
     tell({"event": "data", "files": len(sources), "bytes": sum(s.size for s in sources),
           "skipped": [asdict(s) for s in skipped]})  # fmt: skip
-    if said.tokenizer is not None:
+    if start is not None:
+        tokenizer = start.tokenizer
+    elif said.tokenizer is not None:
         tokenizer = Tokenizer.load(said.tokenizer)
     else:
         wanted = said.vocab_size or default_vocab_size(size)
@@ -195,20 +197,25 @@ def _created(
     # The sizes are checked before anything is written.
     seconds = None if minutes is None else 60 * minutes - (time.monotonic() - begun)
     budget = Budget(said, size // 3, seconds, machine_flops(team, said.precision))
-    config = choose_model(budget, tokenizer.vocab_size)
-    recipe = choose_recipe(budget, config)
+    if start is not None:
+        config = start.config
+        recipe = continued_recipe(budget, config, start.length(said))
+    else:
+        config = choose_model(budget, tokenizer.vocab_size)
+        recipe = choose_recipe(budget, config)
+    T = recipe.seq_len or config.seq_len
     check_samples(said, config.vocab_size)
     check_precision(config, team, said.precision)
-    check_memory(config, recipe.batch_size, config.seq_len, team, *recipe.kind)
+    check_memory(config, recipe.batch_size, T, team, *recipe.kind)
     write_shards(folder, tokenizer, train_pieces, val_pieces, _reporter(tell, "tokens"))
     course = Course(said.steps or 1)
     if said.epochs is not None:
-        course = Course(_steps_of_epochs(folder, config, recipe, said.epochs))
-    trainer = Trainer.create(folder, config, recipe, tokenizer, crew, course, tell)
+        course = Course(_steps_of_epochs(folder, T, recipe, said.epochs))
+    trainer = Trainer.create(folder, config, recipe, tokenizer, crew, course, tell, start)
     trainer.options = asdict(said)
     if minutes is not None:
         trainer.aim(begun + 60 * minutes)
-    _tell_plan(trainer, tell)
+    _tell_plan(trainer, start, tell)
     return trainer
 
 
@@ -233,9 +240,9 @@ def _read(pieces: Sequence[Piece], report: Callable[[int, int], None]) -> Iterat
         report(done, total)
 
 
-def _steps_of_epochs(folder: Path, config: ModelConfig, recipe: Recipe, epochs: float) -> int:
+def _steps_of_epochs(folder: Path, T: int, recipe: Recipe, epochs: float) -> int:
     """Steps until every sequence of that many epochs has been trained."""
-    batches = Batches(TokenStore.open(folder).train, recipe.batch_size, config.seq_len, recipe.seed)
+    batches = Batches(TokenStore.open(folder).train, recipe.batch_size, T, recipe.seed)
     return max(1, -(-batches.sequences_in(epochs) // recipe.sequences))
 
 
@@ -246,11 +253,12 @@ def _crew(said: TrainConfig) -> Crew:
     )  # fmt: skip
 
 
-def _tell_plan(trainer: Trainer, tell: OnEvent) -> None:
+def _tell_plan(trainer: Trainer, start: Start | None, tell: OnEvent) -> None:
     c, r = trainer.config, trainer.recipe
-    need = check_memory(c, r.batch_size, c.seq_len, trainer.team, *r.kind)
+    need = check_memory(c, r.batch_size, trainer.T, trainer.team, *r.kind)
     tell({
-        "event": "plan", **{f.name: getattr(c, f.name) for f in fields(c)}, **asdict(r),
+        "event": "plan", **asdict(c), **asdict(r), "seq_len": trainer.T, "context": c.seq_len,
+        "begins_from": start.where if start is not None else None,
         "parameters": parameter_count(c), "steps": trainer.progress.course.steps,
         "step": trainer.progress.step, "train_tokens": trainer.store.train.tokens,
         "validation_tokens": trainer.store.val.tokens, "threads": trainer.team.threads,

@@ -18,11 +18,10 @@ from __future__ import annotations
 import contextlib
 import errno
 import functools
-import json
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import numpy as np
@@ -43,7 +42,7 @@ from crystalline.files import (
     sync_folder,
     write_durably,
 )
-from crystalline.formats.safetensors_file import SafetensorsFile
+from crystalline.formats.safetensors_file import DTYPES, Content, SafetensorsFile, file_chunks
 from crystalline.modelfiles import (
     CONFIG,
     GENERATION,
@@ -68,10 +67,8 @@ COMMIT = "commit.json"
 NEW = ".new"
 
 READS = 5  # how often a reader starts over when saves overtake it
-DTYPES = {"<f4": "F32", "<f8": "F64", "<i4": "I32", "<i8": "I64", "|u1": "U8"}
 
 Array = npt.NDArray[Any]
-Content = bytes | Mapping[str, Tensor]
 Path = str | os.PathLike[str]
 PathOf = Callable[[str], str]  # name of a file of the checkpoint -> verified path
 T = TypeVar("T")
@@ -131,37 +128,17 @@ def open_model(folder: Path) -> tuple[ModelConfig, Tokenizer, dict[str, Pending]
     return _read(os.fspath(folder), _parse_open)
 
 
+def holds_training(folder: Path) -> bool:
+    """Whether the checkpoint in a folder has a training state; raises as ``load_model`` does."""
+    return STATE in _current(os.fspath(folder))[1]
+
+
 def load_training(folder: Path) -> tuple[dict[str, Array], dict[str, Any]]:
     """The optimizer's tensors and the training state, checked like ``load_model``'s files."""
     return _read(os.fspath(folder), _parse_training)
 
 
 # --- What is in the files -------------------------------------------------------------------------
-
-
-def _chunks(content: Content) -> Iterator[bytes | memoryview]:
-    """The bytes of a file. Tensors become safetensors: header length, header, then the data.
-
-    safetensors' own writer hides which write failed, or holds the whole file once more in memory;
-    this one streams, so that the bytes are hashed on their way out.
-    """
-    if isinstance(content, bytes):
-        yield content
-        return
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    end = 0
-    for name, tensor in content.items():
-        start, end = end, end + tensor.nbytes
-        header[name] = {
-            "dtype": DTYPES[tensor.dtype.str],
-            "shape": tensor.shape,
-            "data_offsets": (start, end),
-        }
-    head = json.dumps(header).encode()
-    head += b" " * (-len(head) % 8)  # the data begin aligned
-    yield len(head).to_bytes(8, "little") + head
-    for tensor in content.values():
-        yield np.ascontiguousarray(tensor).reshape(-1).view(np.uint8).data
 
 
 def _check_fit(where: str, config: ModelConfig, tensors: Mapping[str, Tensor]) -> None:
@@ -224,8 +201,8 @@ def _verified(folder: str, pending: bool, manifest: Manifest, name: str) -> str:
     """The path of a file of the checkpoint, after checking its contents against the manifest."""
     if name not in manifest:
         raise CheckpointError(
-            f"{folder}: holds no {name}: the model can be used, but not trained on; "
-            "give a folder whose training was stopped, or train again"
+            f"{folder}: holds no {name}: the model can be used, but no training can be resumed; "
+            "train without resume, which begins from its weights"
         )
     path = os.path.join(folder, name)
     if pending and os.path.exists(path + NEW):
@@ -257,7 +234,7 @@ def _commit(folder: str, contents: Mapping[str, Content]) -> None:
         _sweep(folder)
         for name, content in contents.items():
             doing = os.path.join(folder, name)
-            stamps[name] = write_durably(doing + NEW, _chunks(content))
+            stamps[name] = write_durably(doing + NEW, file_chunks(content))
         doing = commit
         write_durably(commit + NEW, [manifest_bytes(stamps)])
         sync_folder(folder)

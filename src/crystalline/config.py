@@ -283,6 +283,7 @@ class TrainConfig:
     loss: str = "full"
     samples: int | None = None
     precision: str = "fp32"
+    start_from: str | None = None
 
     def __post_init__(self) -> None:
         lengths = [f for f in ("minutes", "steps", "epochs") if getattr(self, f) is not None]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -18,6 +20,7 @@ from crystalline.errors import UsageError
 from crystalline.layers import FP32, Floats, SampledHead, Workspace, decoder_steps
 from crystalline.layers_bf16 import BF16
 from crystalline.memory import arena
+from crystalline.pending import Tensor
 from crystalline.positions import rope_tables
 
 GROUPS = 12
@@ -51,10 +54,10 @@ class Parameters:
     def _joined(self, first: str, last: str) -> Floats:
         return self.flat[self.spans[first][0] : self.spans[last][1]].reshape(-1, self.config.dim)
 
-    def load(self, tensors: dict[str, Floats]) -> None:
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Copies tensors named and shaped like these."""
         for name, view in self.named.items():
-            view[...] = tensors[name]
+            view[...] = np.asarray(tensors[name])
 
 
 def initialise(parameters: Parameters, seed: int) -> None:

@@ -48,6 +48,7 @@ _WANTED = {
     "tokenizer": ("a path", "'tokenizer.json'"),
     "loss": ("the name of a loss", "'full'"),
     "precision": ("the name of a precision", "'fp32'"),
+    "start_from": ("the path of a model's folder", "'models/base'"),
 }
 
 

@@ -33,6 +33,7 @@ class Recipe:
     loss: str = "full"
     samples: int = 0  # classes of the sampled loss; 0 with the full one
     precision: str = "fp32"
+    seq_len: int = 0  # T of the training; 0: as many tokens as the model knows positions
 
     @property
     def sequences(self) -> int:
@@ -206,6 +207,26 @@ def choose_recipe(budget: Budget, c: ModelConfig) -> Recipe:
         loss=options.loss,
         samples=chosen_samples(options, c.vocab_size),
         precision=options.precision,
+    )
+
+
+CONTINUED_LR = 0.1  # of the learning rate that a model of that width begins with
+CONTINUED_TOKENS = 2048  # of a batch
+
+
+def continued_recipe(budget: Budget, c: ModelConfig, T: int) -> Recipe:
+    """The recipe of a training that begins from learnt weights, with sequences of T tokens.
+
+    A tenth of the learning rate, as too high a one undoes what was learnt before it teaches; small
+    batches, as such models are deep and every layer keeps a batch's activations.
+    """
+    options = budget.options
+    recipe = choose_recipe(budget, replace(c, seq_len=T))
+    return replace(
+        recipe,
+        batch_size=options.batch_size or max(1, CONTINUED_TOKENS // T),
+        lr=options.lr or CONTINUED_LR * recipe.lr,
+        seq_len=0 if c.seq_len == T else T,
     )
 
 

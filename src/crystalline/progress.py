@@ -95,7 +95,9 @@ def planned(e: Event) -> list[tuple[str, str]]:
     return [
         ("model", f"{short(e['parameters'])} parameters: {plural(e['layers'], 'layer')}, "
          f"width {e['dim']}, {plural(e['heads'], 'head')}{kv}, feed-forward {e['hidden']}, "
-         f"context {e['seq_len']}"),
+         f"context {e.get('context', e['seq_len'])}"),
+        *([("begins", f"from the weights of {tame(e['begins_from'])}")] if e.get("begins_from")
+          else []),
         ("data", f"{short(e['train_tokens'])} tokens to learn from{held}, "
          f"vocabulary {e['vocab_size']:,}"),
         ("training", f"{steps} of {batch}, learning rate {e['lr']:.2g}, seed {e['seed']}{sampled}"),

@@ -55,7 +55,7 @@ def _set_batch_size(trainer: Trainer, value: float) -> None:
         return
     team, kind = trainer.team, recipe.kind
     needs = [
-        memory_forecast(c, B, c.seq_len, team, *kind) for B in (recipe.batch_size, size)
+        memory_forecast(c, B, trainer.T, team, *kind) for B in (recipe.batch_size, size)
     ]
     more, free = needs[1] - needs[0], int(psutil.virtual_memory().available)
     if more > free:

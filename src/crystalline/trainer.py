@@ -108,6 +108,8 @@ class Trainer(Training):
         self.pacing.paused(False)
         self.stats.begin()
         if self.progress.step == 0:
+            if self.begins_learnt:  # how good they are before shows what training does to them
+                self.validated()
             self.save()
         self._show = Show(self)
 

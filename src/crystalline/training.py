@@ -28,6 +28,7 @@ from crystalline.sparse import touched_rows, vocabulary_weights
 from crystalline.spheres.crew import Crew
 from crystalline.spheres.driver import Command
 from crystalline.spheres.stats import SphereStats
+from crystalline.starting import Start
 from crystalline.tokenizer import Tokenizer
 
 Event = dict[str, Any]
@@ -64,8 +65,7 @@ class Training:
         self.crew, self.team = crew, crew.team
         self.progress, self.on_event = progress, on_event
         self.store = TokenStore.open(out)
-        B, T = recipe.batch_size, config.seq_len
-        check_memory(config, B, T, self.team, *recipe.kind)
+        check_memory(config, recipe.batch_size, self.T, self.team, *recipe.kind)
         self.weights, self.gradients = Parameters(config), Parameters(config)
         crew.interleave(self.weights.flat)
         settings = AdamWConfig(weight_decay=recipe.weight_decay)
@@ -79,18 +79,25 @@ class Training:
             self.team.touch(block.flat)
         self.plan_batches()
         self.token_bytes = np.array(
-            [len(tokenizer.token_bytes(i)) for i in range(config.vocab_size)]
+            [len(tokenizer.token_bytes(i)) for i in range(tokenizer.vocab_size)]
+            + [0] * (config.vocab_size - tokenizer.vocab_size)
         )
         self.metrics = Metrics(out / "metrics.jsonl")
         self.options: dict[str, Any] = {}  # what the user said, kept for resuming
         self.commands: list[Command] = []  # that took effect
         self.pacing = Pacing()
+        self.begins_learnt = False  # at step 0 with weights that another training has learnt
         self.saved_step = -1  # of the checkpoint this process wrote last
         self.stats = SphereStats(self.team, crew.hierarchy)
 
+    @property
+    def T(self) -> int:
+        """Tokens of a training sequence; the model may know more positions."""
+        return self.recipe.seq_len or self.config.seq_len
+
     def plan_batches(self) -> None:
         """What depends on the batch size: the order of the text, and the memory of a batch."""
-        B, T = self.recipe.batch_size, self.config.seq_len
+        B, T = self.recipe.batch_size, self.T
         expected = None if self.candidates is None else self.candidates.log_expected
         self.decoder = Decoder(
             self.weights, self.team, B, T, self.gradients, self.recipe.precision, expected,
@@ -101,11 +108,16 @@ class Training:
     @classmethod
     def create(
         cls, out: Path, config: ModelConfig, recipe: Recipe, tokenizer: Tokenizer, crew: Crew,
-        course: Course, on_event: OnEvent,
+        course: Course, on_event: OnEvent, start: Start | None = None,
     ) -> Self:  # fmt: skip
-        """A new training at step 0, in a folder that holds the data already."""
+        """A new training at step 0, in a folder that holds the data already; its weights are
+        random, or those of ``start``."""
         trainer = cls(out, config, recipe, tokenizer, crew, Progress(course), on_event)
-        initialise(trainer.weights, recipe.seed)
+        trainer.begins_learnt = start is not None
+        if start is None:
+            initialise(trainer.weights, recipe.seed)
+        else:
+            trainer.weights.load(start.weights)
         return trainer
 
     @classmethod
@@ -192,7 +204,7 @@ class Training:
             return None
         begun = time.monotonic()
         self.optimizer.settle()
-        B, T = self.recipe.batch_size, self.config.seq_len
+        B, T = self.recipe.batch_size, self.T
         every = 1 if most is None else max(1, split.tokens // most)
         nats, count, size = 0.0, 0, 0
         for i, (ids, targets) in enumerate(validation_batches(split, B, T)):

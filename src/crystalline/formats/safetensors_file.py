@@ -1,4 +1,4 @@
-"""Tensors of a safetensors file, read one at a time as float32, BF16 included.
+"""safetensors files: read one tensor at a time as float32, BF16 included, and written in a stream.
 
 The package reads a file whole, or into arrays that NumPy has no type for; the format is a length,
 a JSON header and the data.
@@ -9,16 +9,21 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from crystalline.errors import CheckpointError
-from crystalline.pending import Floats, Pending
+from crystalline.pending import Floats, Pending, Tensor
 
 MOST_HEADER = 100_000_000  # bytes: the limit that the format's own reader has
+DTYPES = {"<f4": "F32", "<f8": "F64", "<i4": "I32", "<i8": "I64", "|u1": "U8"}
 TYPES = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}
+
+
+Content = bytes | Mapping[str, Tensor]  # of a file: its bytes, or tensors by name
 
 
 class Place(NamedTuple):
@@ -110,3 +115,28 @@ def _places(fd: int) -> dict[str, Place]:
             raise ValueError(f"{name} does not fit into it")
         places[name] = place
     return places
+
+
+def file_chunks(content: Content) -> Iterator[bytes | memoryview]:
+    """The bytes of a file. Tensors become safetensors: header length, header, then the data.
+
+    safetensors' own writer hides which write failed, or holds the whole file once more in memory;
+    this one streams, so that the bytes are hashed on their way out.
+    """
+    if isinstance(content, bytes):
+        yield content
+        return
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, tensor in content.items():
+        start, end = end, end + tensor.nbytes
+        header[name] = {
+            "dtype": DTYPES[tensor.dtype.str],
+            "shape": tensor.shape,
+            "data_offsets": (start, end),
+        }
+    head = json.dumps(header).encode()
+    head += b" " * (-len(head) % 8)  # the data begin aligned
+    yield len(head).to_bytes(8, "little") + head
+    for tensor in content.values():
+        yield np.ascontiguousarray(tensor).reshape(-1).view(np.uint8).data
