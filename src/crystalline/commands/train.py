@@ -101,6 +101,7 @@ SIZE_OPTIONS = (
 )
 @click.option(
     "--from",
+    "--start-from",
     "start_from",
     type=click.Path(),
     help=helps(
