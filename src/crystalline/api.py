@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from crystalline.checkpoint import CHECKSUMS, COMMIT
+from crystalline.checkpoint import holds_training
 from crystalline.claim import Claim, claimed
 from crystalline.config import (
     TrainConfig,
@@ -29,6 +29,7 @@ from crystalline.plan import (
 from crystalline.resuming import resumed
 from crystalline.schedule import Course
 from crystalline.shards import TokenStore, write_shards
+from crystalline.start import holds_model, starting_point
 from crystalline.starting import (
     chosen,
     crew_of,
@@ -65,9 +66,11 @@ def train(
     ``lr``, ``seed``, ``threads``, ...); ``config`` names a TOML file with the same names, over
     which the call wins.  ``resume`` goes on with what ``out`` holds, to the same bits as never
     having stopped, or with ``at`` from a kept checkpoint of that step; what may be given then says
-    docs/training.md.  ``on_event`` is called with a dict for all that happens (key ``event``: data,
-    tokenizer, plan, step, validation, checkpoint, warning, hierarchy, done, and progress while the
-    text is prepared), from the first step on in the training's own thread.  ``minutes`` count from
+    docs/training.md.  Where ``out`` holds a model without training state, as an import leaves it,
+    or where ``start_from`` names the folder of another model, training begins from those weights.
+    ``on_event`` is called with a dict for all that happens (key ``event``: data, tokenizer, plan,
+    step, validation, checkpoint, warning, hierarchy, done, and progress while the text is
+    prepared), from the first step on in the training's own thread.  ``minutes`` count from
     ``begun``, on the clock of ``time.monotonic``: from the call, if it is not given.
 
     Raises UsageError for bad arguments or data, CheckpointError, NumericsError, and Interrupted
@@ -110,9 +113,9 @@ def training(
     folder = Path(out)
     if at is not None and not resume:
         raise UsageError(f"at is {at}, but says where to resume; use it with resume")
-    if resume and not _holds_model(folder):
+    if resume and not holds_model(folder):
         raise UsageError(f"{folder}: holds no checkpoint to resume; train without resume first")
-    if not resume and _holds_model(folder):
+    if not resume and holds_model(folder) and holds_training(folder):
         raise UsageError(f"{folder}: holds a model already; use resume, or another out")
     if not resume and paths is None:
         raise UsageError("no paths to train on; name a file or a folder of text or code")
@@ -131,8 +134,6 @@ def training(
                 trainer.node.wait()
 
 
-def _holds_model(folder: Path) -> bool:
-    return (folder / CHECKSUMS).exists() or (folder / COMMIT).exists()
 
 
 def _created(
@@ -145,7 +146,9 @@ def _created(
 ) -> Trainer:
     crew = crew_of(said)
     team = crew.team
-    refuse_hopeless(said, team)
+    start = starting_point(folder, said)
+    if start is None:
+        refuse_hopeless(said, team)
     base = resident()
     sources, skipped = collect(paths)
     val_sources, val_skipped = collect(said.val) if said.val else (None, [])
@@ -158,20 +161,21 @@ def _created(
     tell({"event": "data", "files": len(sources), "bytes": sum(s.size for s in sources),
           "skipped": [asdict(s) for s in skipped]})  # fmt: skip
     pieces = _read(train_pieces, reporter(tell, "tokenizer"))
-    tokenizer = vocabulary(said, size, pieces, tell)
+    tokenizer = start.tokenizer if start else vocabulary(said, size, pieces)
+    tell({"event": "tokenizer", "vocab_size": tokenizer.vocab_size})
     minutes = said.minutes
     if minutes is None and said.steps is None and said.epochs is None:
         minutes = DEFAULT_MINUTES
     # The sizes are checked before anything is written.
     seconds = None if minutes is None else 60 * minutes - (time.monotonic() - begun)
-    choice = chosen(said, size, seconds, tokenizer, team)
+    choice = chosen(said, size, seconds, tokenizer, team, start)
     config, recipe = choice.config, choice.recipe
     write_shards(folder, tokenizer, train_pieces, val_pieces, reporter(tell, "tokens"))
     texts.write_down(folder, train_pieces, val_pieces)
     give_back()
     recipe, why = with_packing(said, recipe, config, TokenStore.open(folder, verify=False).train)
     course = Course(said.steps or 1)
-    trainer = Trainer.create(folder, config, recipe, tokenizer, crew, course, tell)
+    trainer = Trainer.create(folder, config, recipe, tokenizer, crew, course, tell, start=start)
     trainer.options = asdict(said) | {"choice": choice.described()}
     trainer.progress.evaluation_interval = said.evaluation_interval or 0
     trainer.saving.keep_to(said, claim)
@@ -181,7 +185,7 @@ def _created(
         trainer.progress.course = Course(-(-sequences // recipe.sequences))
     if minutes is not None and choice.pace is not None:
         trainer.aim(begun + 60 * minutes, choice.pace.step(recipe))
-    tell_plan(trainer, tell, base, why)
+    tell_plan(trainer, tell, base, why, start)
     return trainer
 
 

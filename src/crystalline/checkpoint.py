@@ -18,11 +18,10 @@ from __future__ import annotations
 import contextlib
 import errno
 import functools
-import json
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import numpy as np
@@ -41,13 +40,21 @@ from crystalline.files import (
     sync_folder,
     write_durably,
 )
-from crystalline.tensors import DTYPES, TensorFile, tensor_bytes
+from crystalline.formats.safetensors_file import DTYPES, Content, SafetensorsFile, file_chunks
+from crystalline.modelfiles import (
+    CONFIG,
+    GENERATION,
+    REMEDY,
+    TOKENIZER,
+    TOKENIZER_CONFIG,
+    read_object,
+    read_tokenizer,
+    small_files,
+    to_json,
+)
+from crystalline.pending import Pending, Tensor
 from crystalline.tokenizer import Tokenizer
 
-CONFIG = "config.json"
-GENERATION = "generation_config.json"
-TOKENIZER = "tokenizer.json"
-TOKENIZER_CONFIG = "tokenizer_config.json"
 MODEL = "model.safetensors"
 OPTIMIZER = "optimizer.safetensors"
 STATE = "training_state.json"
@@ -58,10 +65,8 @@ COMMIT = "commit.json"
 NEW = ".new"
 
 READS = 5  # how often a reader starts over when saves overtake it
-REMEDY = "restore it from a copy, or train again"
 
 Array = npt.NDArray[Any]
-Content = bytes | Mapping[str, Array]
 Path = str | os.PathLike[str]
 PathOf = Callable[[str], str]  # name of a file of the checkpoint -> verified path
 T = TypeVar("T")
@@ -71,7 +76,7 @@ def save_model(
     folder: Path,
     config: ModelConfig,
     tokenizer: Tokenizer,
-    weights: Mapping[str, Array],
+    weights: Mapping[str, Tensor],
     *,
     optimizer: Mapping[str, Array] | None = None,
     state: Mapping[str, Any] | None = None,
@@ -86,16 +91,16 @@ def save_model(
     folder = os.fspath(folder)
     _check_fit(os.path.join(folder, MODEL), config, weights)
     _check_vocabulary(folder, config, tokenizer)
-    contents = _model_files(config, tokenizer)
+    contents: dict[str, Content] = {**small_files(config, tokenizer)}
     for name, tensor in (optimizer or {}).items():
-        if tensor.dtype.str not in DTYPES.values():
-            known = ", ".join(str(np.dtype(d)) for d in DTYPES.values())
+        if tensor.dtype.str not in DTYPES:
+            known = ", ".join(str(np.dtype(d)) for d in DTYPES)
             raise TypeError(f"optimizer: {name} is {tensor.dtype}, expected one of {known}")
     contents[MODEL] = weights
     if optimizer is not None:
         contents[OPTIMIZER] = optimizer
     if state is not None:
-        contents[STATE] = _json(state)
+        contents[STATE] = to_json(state)
     try:
         make_folder(folder)
         with locked(folder):
@@ -113,21 +118,27 @@ def load_model(folder: Path) -> tuple[ModelConfig, Tokenizer, dict[str, Array]]:
     Every file read is checked first; CheckpointError names the one that is missing or damaged.
     """
     config, tokenizer, weights = open_model(folder)
-    return config, tokenizer, dict(weights)
+    return config, tokenizer, _all(weights)
+
+
+def open_model(folder: Path) -> tuple[ModelConfig, Tokenizer, dict[str, Pending]]:
+    """As ``load_model``, but each weight is read when it is asked for; a save that comes between
+    changes nothing, as the file stays open."""
+    return _read(os.fspath(folder), _parse_open)
+
+
+def holds_training(folder: Path) -> bool:
+    """Whether the checkpoint in a folder has a training state; raises as ``load_model`` does."""
+    return STATE in _current(os.fspath(folder))[1]
 
 
 def load_training(folder: Path) -> tuple[dict[str, Array], dict[str, Any]]:
     """The optimizer's tensors and the training state, checked like ``load_model``'s files."""
     tensors, state = open_training(folder)
-    return dict(tensors), state
+    return _all(tensors), state
 
 
-def open_model(folder: Path) -> tuple[ModelConfig, Tokenizer, TensorFile]:
-    """As ``load_model``, but each tensor is read when it is asked for."""
-    return _read(os.fspath(folder), _parse_model)
-
-
-def open_training(folder: Path) -> tuple[TensorFile, dict[str, Any]]:
+def open_training(folder: Path) -> tuple[dict[str, Pending], dict[str, Any]]:
     """As ``load_training``, but each tensor is read when it is asked for."""
     return _read(os.fspath(folder), _parse_training)
 
@@ -135,39 +146,7 @@ def open_training(folder: Path) -> tuple[TensorFile, dict[str, Any]]:
 # --- What is in the files -------------------------------------------------------------------------
 
 
-def _json(value: Any) -> bytes:
-    return (json.dumps(value, indent=2) + "\n").encode()
-
-
-def _model_files(config: ModelConfig, tokenizer: Tokenizer) -> dict[str, Content]:
-    eot, data = tokenizer.eot, tokenizer.to_json()
-    text = next(t["content"] for t in json.loads(data)["added_tokens"] if t["id"] == eot)
-    return {
-        CONFIG: _json(config.to_hf(eot)),
-        # Without a pad token, transformers warns at every generation.
-        GENERATION: _json({"bos_token_id": eot, "eos_token_id": eot, "pad_token_id": eot}),
-        TOKENIZER: data,
-        TOKENIZER_CONFIG: _json(
-            {
-                "tokenizer_class": "PreTrainedTokenizerFast",
-                "bos_token": text,
-                "eos_token": text,
-                "model_max_length": config.seq_len,
-                "clean_up_tokenization_spaces": False,
-            }
-        ),
-    }
-
-
-def _chunks(content: Content) -> Iterator[bytes | memoryview]:
-    """The bytes of a file, on their way out: they are hashed, and never in memory as a whole."""
-    if isinstance(content, bytes):
-        yield content
-    else:
-        yield from tensor_bytes(content)
-
-
-def _check_fit(where: str, config: ModelConfig, tensors: Mapping[str, Array]) -> None:
+def _check_fit(where: str, config: ModelConfig, tensors: Mapping[str, Tensor]) -> None:
     """The tensors are exactly those that the configuration describes."""
     shapes = parameter_shapes(config)
     for name in sorted(tensors.keys() ^ shapes.keys()):
@@ -227,8 +206,8 @@ def _verified(folder: str, pending: bool, manifest: Manifest, name: str) -> str:
     """The path of a file of the checkpoint, after checking its contents against the manifest."""
     if name not in manifest:
         raise CheckpointError(
-            f"{folder}: holds no {name}: the model can be used, but not trained on; "
-            "give a folder whose training was stopped, or train again"
+            f"{folder}: holds no {name}: the model can be used, but no training can be resumed; "
+            "train without resume, which begins from its weights"
         )
     path = os.path.join(folder, name)
     if pending and os.path.exists(path + NEW):
@@ -260,7 +239,7 @@ def _commit(folder: str, contents: Mapping[str, Content]) -> None:
         _sweep(folder)
         for name, content in contents.items():
             doing = os.path.join(folder, name)
-            stamps[name] = write_durably(doing + NEW, _chunks(content))
+            stamps[name] = write_durably(doing + NEW, file_chunks(content))
         doing = commit
         write_durably(commit + NEW, [manifest_bytes(stamps)])
         sync_folder(folder)
@@ -277,6 +256,11 @@ def _commit(folder: str, contents: Mapping[str, Content]) -> None:
         with contextlib.suppress(OSError):
             _sweep(folder)
         raise CheckpointError(_failure(folder, doing, error, contents)) from error
+    except CheckpointError:
+        if doing != folder and not offered:  # a tensor could not be made; no commit is pending
+            with contextlib.suppress(OSError):
+                _sweep(folder)
+        raise
 
 
 def _finish(folder: str, *, check: bool) -> None:
@@ -354,39 +338,40 @@ def _read(folder: str, parse: Callable[[str, PathOf], T]) -> T:
     raise CheckpointError(f"{folder}: another process keeps saving there; try again")
 
 
-def _parse_model(folder: str, path_of: PathOf) -> tuple[ModelConfig, Tokenizer, TensorFile]:
+def _parse_open(
+    folder: str, path_of: PathOf
+) -> tuple[ModelConfig, Tokenizer, dict[str, Pending]]:
+    config, tokenizer, path = _parse_small(folder, path_of)
+    weights = _opened(path)
+    _check_fit(path, config, weights)
+    return config, tokenizer, {name: weights[name] for name in parameter_shapes(config)}
+
+
+def _parse_small(folder: str, path_of: PathOf) -> tuple[ModelConfig, Tokenizer, str]:
+    """The model without its weights, and where these lie."""
     paths = {name: path_of(name) for name in MODEL_FILES}
     try:
-        config = ModelConfig.from_hf(_load_object(paths[CONFIG]), paths[CONFIG])
-        with open(paths[TOKENIZER], "rb") as file:
-            tokenizer = Tokenizer.from_json(file.read(), paths[TOKENIZER])
+        said, about = read_object(paths[CONFIG]), read_object(paths[TOKENIZER_CONFIG])
+        config = ModelConfig.from_hf(said, paths[CONFIG])
+        tokenizer = read_tokenizer(paths[TOKENIZER], about, said)
     except UsageError as error:
         raise CheckpointError(str(error)) from error
     _check_vocabulary(folder, config, tokenizer)
-    weights = _open_tensors(paths[MODEL])
-    _check_fit(paths[MODEL], config, weights.outlines())
-    return config, tokenizer, weights
+    return config, tokenizer, paths[MODEL]
 
 
-def _parse_training(folder: str, path_of: PathOf) -> tuple[TensorFile, dict[str, Any]]:
-    state = _load_object(path_of(STATE))
-    return _open_tensors(path_of(OPTIMIZER)), state
+def _parse_training(folder: str, path_of: PathOf) -> tuple[dict[str, Pending], dict[str, Any]]:
+    state = read_object(path_of(STATE))
+    return _opened(path_of(OPTIMIZER)), state
 
 
-def _load_object(path: str) -> dict[str, Any]:
-    with open(path, "rb") as file:
-        data = file.read()
+def _opened(path: str) -> dict[str, Pending]:
     try:
-        value = json.loads(data)
-    except ValueError as error:
-        raise CheckpointError(f"{path}: not JSON ({error}); {REMEDY}") from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path}: not a JSON object; {REMEDY}")
-    return value
+        file = SafetensorsFile.open(path)
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}; {REMEDY}") from error
+    return {name: file.tensor(name) for name in file.places}
 
 
-def _open_tensors(path: str) -> TensorFile:
-    try:
-        return TensorFile(path)
-    except ValueError as error:
-        raise CheckpointError(f"{path}: not a safetensors file ({error}); {REMEDY}") from error
+def _all(tensors: Mapping[str, Pending]) -> dict[str, Array]:
+    return {name: np.asarray(tensor) for name, tensor in tensors.items()}

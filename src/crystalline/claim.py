@@ -65,13 +65,13 @@ def claimed(folder: Path) -> Iterator[Claim]:
     """Holds ``folder``, made if need be, until the end of the block or of the process.
 
     Raises UsageError where another training holds it, where it cannot be made, and where it has
-    files but not the mark: they are not ours to write over.  A folder in which nothing was written
-    meanwhile is removed again.
+    files but neither the mark nor a model: they are not ours to write over.  A folder in which
+    nothing was written meanwhile is removed again.
     """
     if str(folder) in ("", ".") or "\0" in str(folder):
         raise UsageError(f"out is {str(folder)!r}; name a folder for the model, as models/NAME")
     try:
-        if folder.is_dir() and os.listdir(folder) and not (folder / MARK).exists():
+        if folder.is_dir() and {MARK, *COMMITTED}.isdisjoint(names := os.listdir(folder)) and names:
             raise UsageError(
                 f"{folder}: holds files that are not a model's; choose another out, or an empty one"
             )

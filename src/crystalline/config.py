@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
 from crystalline.errors import ConfigError
+from crystalline.scaling import RopeScaling, scaling_from_hf
 
 INT32_MAX = 2**31 - 1
 MOST_LAYERS = 10_000  # every layer has its entries in tables: more would fill the memory
@@ -91,6 +92,10 @@ def _check_model(values: Mapping[str, object], shown: Mapping[str, str]) -> dict
     if not isinstance(values["tied"], bool):
         refuse(shown["tied"], values["tied"], "must be true or false", "true")
     out["tied"] = values["tied"]
+    scaling = values.get("rope_scaling")
+    if scaling is not None and not isinstance(scaling, RopeScaling):
+        refuse("rope_scaling", scaling, "must be a RopeScaling", "None")
+    out["rope_scaling"] = scaling
     return out
 
 
@@ -109,6 +114,7 @@ class ModelConfig:
     rope_theta: float = 10000.0
     norm_eps: float = 1e-5
     tied: bool = True
+    rope_scaling: RopeScaling | None = None
 
     def __post_init__(self) -> None:
         checked = _check_model(vars(self), {field: field for field in HF_KEYS})
@@ -120,8 +126,9 @@ class ModelConfig:
         """Width of one head, D / H: even, because rotary positions turn pairs."""
         return self.dim // self.heads
 
-    def to_hf(self, eot: int) -> dict[str, Any]:
-        """The config.json of a LlamaForCausalLM whose texts begin and end with token ``eot``.
+    def to_hf(self, eot: int, bos: int | None = None) -> dict[str, Any]:
+        """The config.json of a LlamaForCausalLM whose texts end with token ``eot`` and begin with
+        ``bos``, or with ``eot`` too.
 
         ``torch_dtype`` and a plain ``rope_theta`` are the spellings every version of transformers
         and the GGUF converters read; transformers 5 takes them silently as ``dtype`` and
@@ -132,13 +139,14 @@ class ModelConfig:
             "architectures": ["LlamaForCausalLM"],
             "model_type": "llama",
             **sizes,
+            **({"rope_scaling": self.rope_scaling.to_hf()} if self.rope_scaling else {}),
             "head_dim": self.head_dim,
             "hidden_act": "silu",
             "attention_bias": False,
             "mlp_bias": False,
             "attention_dropout": 0.0,
             "initializer_range": 0.02,
-            "bos_token_id": eot,
+            "bos_token_id": eot if bos is None else bos,
             "eos_token_id": eot,
             "torch_dtype": "float32",
             "use_cache": True,
@@ -157,46 +165,38 @@ class ModelConfig:
             raise ConfigError(f"{where}: {error}") from None
 
 
+ONLY: dict[str, tuple[object, str]] = {  # key of config.json: what it must be, and why
+    "model_type": ("llama", "crystalline computes the layers of Llama alone"),
+    "hidden_act": ("silu", "crystalline's feed-forward part is SwiGLU"),
+    "attention_bias": (False, "crystalline's layers have no biases"),
+    "mlp_bias": (False, "crystalline's layers have no biases"),
+    "quantization_config": (None, "crystalline reads weights that are plain numbers"),
+}
+
+
 def _from_hf(d: Mapping[str, Any]) -> dict[str, object]:
     """Our fields out of Hugging Face's keys, refusing variants of Llama that we do not compute."""
-    for key, only, default in (
-        ("model_type", "llama", "llama"),
-        ("hidden_act", "silu", "silu"),
-        ("attention_bias", False, False),
-        ("mlp_bias", False, False),
-        ("rope_scaling", None, None),
-        ("quantization_config", None, None),
-    ):
-        value = d.get(key, default)
-        plain_rope = key == "rope_scaling" and _is_plain_rope(value)
-        if value != only and not plain_rope:
-            refuse(key, value, "crystalline cannot express that", f"a model with {only!r}")
-    rope = d.get("rope_parameters") or {}
-    if not _is_plain_rope(rope):
-        rule = "crystalline knows only the default rotary positions"
-        refuse("rope_parameters", rope, rule, "a model with rope_type 'default'")
+    for key, (only, reason) in ONLY.items():
+        if d.get(key, only) != only:
+            refuse(key, d[key], reason, f"a model with {only!r}")
+    rope = d.get("rope_parameters")
+    stretched = scaling_from_hf("rope_parameters", rope)
+    if d.get("rope_scaling") is not None:
+        stretched = scaling_from_hf("rope_scaling", d["rope_scaling"])
     # The defaults are those of LlamaConfig: a key left out means the same to both readers.
     optional = {
         "num_key_value_heads": d.get("num_attention_heads"),
-        "rope_theta": rope.get("rope_theta", 10000.0),
+        "rope_theta": (rope or {}).get("rope_theta", 10000.0),
         "rms_norm_eps": 1e-6,
         "tie_word_embeddings": False,
     }
-    values: dict[str, object] = {}
+    values: dict[str, object] = {"rope_scaling": stretched}
     for field, key in HF_KEYS.items():
         if key not in d and key not in optional:
             raise ConfigError(f"{key} is missing; a Llama config.json states it, add it")
         given = d.get(key)
         values[field] = optional[key] if given is None and key in optional else given
     return values
-
-
-def _is_plain_rope(rope: object) -> bool:
-    """Whether a rope_scaling or rope_parameters entry means ordinary rotary positions."""
-    if not isinstance(rope, Mapping):
-        return False
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    return kind == "default" and rope.get("partial_rotary_factor", 1.0) in (None, 1.0)
 
 
 def parameter_shapes(c: ModelConfig) -> dict[str, tuple[int, ...]]:
@@ -308,6 +308,7 @@ class TrainConfig:
     milestones: int | None = None
     patience: int | None = None
     min_delta: float | None = None
+    start_from: str | None = None
 
     def __post_init__(self) -> None:
         lengths = [f for f in ("minutes", "steps", "epochs") if getattr(self, f) is not None]

@@ -12,11 +12,14 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from crystalline.checkpoint import load_model
 from crystalline.errors import CheckpointError
 from crystalline.kept import BEST
 from crystalline.layers import Floats
 from crystalline.model import Parameters
+from crystalline.pending import Tensor
 
 if TYPE_CHECKING:
     from crystalline.training import Training
@@ -68,8 +71,9 @@ def model_to_save(training: Training) -> tuple[int, Mapping[str, Floats], dict[s
 
 
 def load_last(
-    weights: Parameters, model: Mapping[str, Floats], beside: Mapping[str, Floats]
+    weights: Parameters, model: Mapping[str, Tensor], beside: Mapping[str, Tensor]
 ) -> None:
     """Sets those of the last step, from the model's file and the tensors beside the moments."""
     for name, view in weights.named.items():
-        view[...] = beside[LAST + name] if LAST + name in beside else model[name]
+        last = beside[LAST + name] if LAST + name in beside else model[name]
+        view[...] = np.asarray(last)

@@ -220,8 +220,9 @@ class Model:
     def _pieces(self, tokens: Iterator[int]) -> Iterator[str]:
         """Text of the tokens; bytes of a character that is not complete yet wait."""
         decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        known = self.tokenizer.vocab_size  # the model may have rows that no token belongs to
         for token in tokens:
-            if text := decoder.decode(self.tokenizer.token_bytes(token)):
+            if token < known and (text := decoder.decode(self.tokenizer.token_bytes(token))):
                 yield text
         if text := decoder.decode(b"", final=True):
             yield text

@@ -101,7 +101,7 @@ def table(said: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def _training_rows(training: Mapping[str, Any] | None) -> list[tuple[str, str]]:
     if training is None:
-        return [("training", "none stored: the model can be used, but not trained on")]
+        return [("training", "none stored: the model can be used, and trained from here")]
     t, r = training, training["recipe"]
     samples = r.get("samples", 0)  # older trainings do not say
     sampled = f", loss over {samples:,} sampled tokens" if samples else ""

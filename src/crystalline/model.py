@@ -20,6 +20,7 @@ from crystalline.errors import UsageError
 from crystalline.layers import FP32, Floats, SampledHead, Workspace, decoder_steps
 from crystalline.layers_bf16 import BF16
 from crystalline.memory import arena
+from crystalline.pending import Tensor
 from crystalline.positions import rope_tables, window_starts
 
 GROUPS = 12
@@ -53,10 +54,10 @@ class Parameters:
     def _joined(self, first: str, last: str) -> Floats:
         return self.flat[self.spans[first][0] : self.spans[last][1]].reshape(-1, self.config.dim)
 
-    def load(self, tensors: Mapping[str, Floats]) -> None:
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Copies tensors named and shaped like these."""
         for name, view in self.named.items():
-            view[...] = tensors[name]
+            view[...] = np.asarray(tensors[name])
 
 
 def initialise(parameters: Parameters, seed: int) -> None:
@@ -136,7 +137,7 @@ class Decoder:
         wide, narrow = views(arrays, self.layout, gradients.flat if gradients else None)
         self.config, self.B, self.T = c, B, T
         self.order, starts = group_order(B)
-        cosine, sine = rope_tables(T, c.head_dim, c.rope_theta)
+        cosine, sine = rope_tables(T, c.head_dim, c.rope_theta, c.rope_scaling)
         self.space = Workspace(
             config=c, team=team, w=weights.fused, g=gradients.fused if gradients else {},
             a=wide, n=narrow, cosine=cosine, sine=sine, groups=starts * T,

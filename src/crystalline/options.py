@@ -51,6 +51,7 @@ _WANTED = {
     "packing": ("true or false", "true"),
     "optimizer": ("the name of an optimizer", "'adamw'"),
     "schedule": ("the name of a schedule", "'cosine'"),
+    "start_from": ("the path of a model's folder", "'models/base'"),
 }
 
 

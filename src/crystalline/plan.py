@@ -41,9 +41,9 @@ class Recipe:
     embedding_decay: float | None = None  # None: as weight_decay
     norm_decay: float = 0.0
     ema: float = 0.0  # of the average of the weights; 0: none
-
     patience: int = 0  # validations without improvement that end the training; 0: none do
     min_delta: float = 0.0  # what an improvement must exceed, in nats per token
+    seq_len: int = 0  # T of the training; 0: as many tokens as the model knows positions
 
     @property
     def learning_rate(self) -> Schedule:
@@ -235,4 +235,24 @@ def choose_recipe(budget: Budget, c: ModelConfig) -> Recipe:
         min_delta=options.min_delta or 0.0,
         optimizer=optimizer,
         **{**chosen, **said},
+    )
+
+
+CONTINUED_LR = 0.1  # of the learning rate that a model of that width begins with
+CONTINUED_TOKENS = 2048  # of a batch
+
+
+def continued_recipe(budget: Budget, c: ModelConfig, T: int) -> Recipe:
+    """The recipe of a training that begins from learnt weights, with sequences of T tokens.
+
+    A tenth of the learning rate, as too high a one undoes what was learnt before it teaches; small
+    batches, as such models are deep and every layer keeps a batch's activations.
+    """
+    options = budget.options
+    recipe = choose_recipe(budget, replace(c, seq_len=T))
+    return replace(
+        recipe,
+        batch_size=options.batch_size or max(1, CONTINUED_TOKENS // T),
+        lr=options.lr or CONTINUED_LR * recipe.lr,
+        seq_len=0 if c.seq_len == T else T,
     )

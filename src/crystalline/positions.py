@@ -10,6 +10,8 @@ from decimal import Decimal, localcontext
 import numpy as np
 from numpy.typing import NDArray
 
+from crystalline.scaling import RopeScaling
+
 
 def _cos_sin(x: Decimal) -> tuple[float, float]:
     """Taylor's series; the angles are at most 1, so 30 digits are reached in 30 terms."""
@@ -23,16 +25,34 @@ def _cos_sin(x: Decimal) -> tuple[float, float]:
     return float(cosine), float(sine)
 
 
+def _frequencies(head_dim: int, theta: float) -> list[Decimal]:
+    log_theta = Decimal(theta).ln()
+    return [(-log_theta * 2 * i / head_dim).exp() for i in range(head_dim // 2)]
+
+
+def scaling_factors(head_dim: int, theta: float, scaling: RopeScaling) -> NDArray[np.float32]:
+    """By what each of the head_dim / 2 frequencies is divided: float32, as GGUF files keep it."""
+    with localcontext() as context:
+        context.prec = 40
+        plain = _frequencies(head_dim, theta)
+        return np.array([float(f / scaling.stretched(f)) for f in plain], np.float32)
+
+
 def rope_tables(
-    positions: int, head_dim: int, theta: float
+    positions: int, head_dim: int, theta: float, scaling: RopeScaling | None = None
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """cos and sin of position * theta^(-2 i / head_dim): two arrays (positions, head_dim / 2)."""
+    """cos and sin of position * theta^(-2 i / head_dim): two arrays (positions, head_dim / 2).
+
+    With ``scaling`` the frequencies are stretched by it first.
+    """
     half = head_dim // 2
     cosine, sine = np.ones((positions, half)), np.zeros((positions, half))
     with localcontext() as context:
         context.prec = 40
-        log_theta = Decimal(theta).ln()
-        first = [_cos_sin((-log_theta * 2 * i / head_dim).exp()) for i in range(half)]
+        frequencies = _frequencies(head_dim, theta)
+        if scaling is not None:
+            frequencies = [scaling.stretched(f) for f in frequencies]
+        first = [_cos_sin(f) for f in frequencies]
     c, s = np.array([a for a, _ in first]), np.array([b for _, b in first])
     done = 1  # rows so far; c, s turn by `done` positions
     while done < positions:

@@ -40,10 +40,12 @@ FIRST_SECONDS = 1.0  # waited at most for what the first look shows
 PHASES = {
     "tokenizer": "learning a vocabulary", "tokens": "turning text into tokens",
     "queue": "adding to the queue", "copy": "copying", "verify": "checking",
+    "opening": "opening the model", "weights": "writing weights",
 }  # fmt: skip
 NEXT = {
     "tokenizer": "learning a vocabulary", "tokens": "measuring how fast this computer is",
     "queue": "", "copy": "", "verify": "",
+    "opening": "reading the vocabulary", "weights": "checking what was written",
 }  # fmt: skip
 
 
@@ -108,7 +110,9 @@ def planned(e: Event) -> list[tuple[str, str]]:
     return [
         ("model", f"{short(e['parameters'])} parameters: {plural(e['layers'], 'layer')}, "
          f"width {e['dim']}, {plural(e['heads'], 'head')}{kv}, feed-forward {e['hidden']}, "
-         f"context {e['seq_len']}"),
+         f"context {e.get('context', e['seq_len'])}"),
+        *([("begins", f"from the weights of {tame(e['begins_from'])}")] if e.get("begins_from")
+          else []),
         ("data", f"{short(e['train_tokens'])} tokens to learn from{held}, "
          f"vocabulary {e['vocab_size']:,}"),
         ("training", f"{steps} of {batch}, learning rate {e['lr']:.2g}, seed {e['seed']}{rest}"),
@@ -231,6 +235,8 @@ class Lines:
         if e["done"] < e["total"] and now - self.shown_at > 2.0:
             self.shown_at = now
             self._print(_share(e))
+        elif e["done"] >= e["total"] and e["phase"] == "weights":  # reading them back takes as long
+            self._print(NEXT["weights"])
 
     def _step(self, e: Event) -> None:
         loss, share, now = self.loss.add(e["loss"]), e["step"] / e["steps"], time.monotonic()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, replace
 
 import numpy as np
 
@@ -16,7 +16,7 @@ from crystalline.config import (
     TrainConfig,
     parameter_count,
 )
-from crystalline.forecast.choice import Choice, choose
+from crystalline.forecast.choice import Choice, choose, choose_continued
 from crystalline.forecast.fits import check_memory
 from crystalline.forecast.memory import MIB, Text, memory
 from crystalline.memory import give_back
@@ -32,6 +32,7 @@ from crystalline.plan import (
 )
 from crystalline.shards import Split
 from crystalline.spheres.crew import Crew, make_crew
+from crystalline.start import Start
 from crystalline.tokenizer import Tokenizer, default_vocab_size
 from crystalline.trainer import Trainer
 from crystalline.training import OnEvent
@@ -59,7 +60,9 @@ def crew_of(said: TrainConfig) -> Crew:
     )  # fmt: skip
 
 
-def tell_plan(trainer: Trainer, tell: OnEvent, base: int, packing_reason: str) -> None:
+def tell_plan(
+    trainer: Trainer, tell: OnEvent, base: int, packing_reason: str, start: Start | None = None
+) -> None:
     """The plan event; the process held ``base`` bytes when it began."""
     c, r, store = trainer.config, trainer.recipe, trainer.store
     text = Text(
@@ -67,7 +70,8 @@ def tell_plan(trainer: Trainer, tell: OnEvent, base: int, packing_reason: str) -
         store.train.documents, trainer.progress.step == 0 and not trainer.options["tokenizer"],
     )  # fmt: skip
     tell({
-        "event": "plan", **{f.name: getattr(c, f.name) for f in fields(c)}, **asdict(r),
+        "event": "plan", **asdict(c), **asdict(r), "seq_len": trainer.T, "context": c.seq_len,
+        "begins_from": None if start is None else start.where,
         "parameters": parameter_count(c), "steps": trainer.progress.course.steps,
         "step": trainer.progress.step, "train_tokens": store.train.tokens,
         "validation_tokens": store.val.tokens, "threads": trainer.team.threads,
@@ -88,26 +92,29 @@ def refuse_hopeless(said: TrainConfig, team: Team) -> None:
     check_memory(least, recipe, team)
 
 
-def vocabulary(said: TrainConfig, size: int, texts: Iterable[str], tell: OnEvent) -> Tokenizer:
+def vocabulary(said: TrainConfig, size: int, texts: Iterable[str]) -> Tokenizer:
     """The tokenizer that was named, or one learnt from texts of so many bytes."""
     if said.tokenizer is not None:
-        tokenizer = Tokenizer.load(said.tokenizer)
-    else:
-        wanted = said.vocab_size or default_vocab_size(size)
-        if said.vocab_size is None and said.preset is not None:
-            wanted = max(PRESETS[said.preset].vocab_size, SMALLEST_VOCAB)
-        tokenizer = Tokenizer.train(texts, wanted)
-        give_back()
-    tell({"event": "tokenizer", "vocab_size": tokenizer.vocab_size})
+        return Tokenizer.load(said.tokenizer)
+    wanted = said.vocab_size or default_vocab_size(size)
+    if said.vocab_size is None and said.preset is not None:
+        wanted = max(PRESETS[said.preset].vocab_size, SMALLEST_VOCAB)
+    tokenizer = Tokenizer.train(texts, wanted)
+    give_back()
     return tokenizer
 
 
 def chosen(
-    said: TrainConfig, size: int, seconds: float | None, tokenizer: Tokenizer, team: Team
-) -> Choice:
+    said: TrainConfig, size: int, seconds: float | None, tokenizer: Tokenizer, team: Team,
+    start: Start | None = None,
+) -> Choice:  # fmt: skip
     """Sizes and recipe for a text of so many bytes; refused if they cannot be trained."""
     tokens = round(size / bytes_per_token(tokenizer.vocab_size))
-    choice = choose(Budget(said, tokens, seconds), tokenizer.vocab_size, team)
+    budget = Budget(said, tokens, seconds)
+    if start is None:
+        choice = choose(budget, tokenizer.vocab_size, team)
+    else:
+        choice = choose_continued(budget, start.config, start.length(said), team)
     check_samples(said, choice.config.vocab_size)
     check_precision(choice.config, team, said.precision)
     check_memory(choice.config, choice.recipe, team)
@@ -118,5 +125,6 @@ def with_packing(
     said: TrainConfig, recipe: Recipe, config: ModelConfig, split: Split
 ) -> tuple[Recipe, str]:
     """The recipe with documents packed or not, and why."""
-    packing, why = chosen_packing(said.packing, np.diff(split.offsets) - 1, config.seq_len)
+    T = recipe.seq_len or config.seq_len
+    packing, why = chosen_packing(said.packing, np.diff(split.offsets) - 1, T)
     return replace(recipe, packing=packing), why

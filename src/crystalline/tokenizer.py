@@ -3,15 +3,7 @@
 Every byte is a token, so any text can be encoded and ``decode(encode(text)) == text``. The work is
 done by the ``tokenizers`` package; this module feeds it bounded pieces and keeps its ids the same.
 
-Why cutting a long text changes no id.  GPT-2's pattern splits a text into words, and BPE never
-looks beyond a word:
-
-    's|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+
-
-White space occurs in a match only as its first character or throughout, so the first character of
-a run of white space always begins a match. A text cut in front of it loses nothing on the left,
-because the last match there neither reaches nor looks past its own end, and nothing on the right,
-because matching only looks forward.
+A long text is cut where that changes no id; splitting.py says where and why.
 """
 
 from __future__ import annotations
@@ -29,6 +21,7 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from crystalline.errors import ConfigError, UsageError
+from crystalline.splitting import AT_WHITE_SPACE, cut_of
 
 EOT = "<|endoftext|>"
 END_NAMES = (EOT, "<|end_of_text|>", "</s>", "<eos>", "<|im_end|>", "<|eot_id|>")
@@ -40,9 +33,11 @@ SAMPLE = 8_000_000  # characters the vocabulary is learnt from: more changes it 
 SAMPLE_PIECE = 1 << 16  # characters kept or dropped together when there are more
 LONG_WORD = 256  # characters; the trainer's time grows with the square of a word's length
 
-# Python's \s holds all of the pattern's white space and more, so its \S is \S there too.
-_CUT = re.compile(r"(?<=\S)[ \n\r\t]")
 _LONG = re.compile(rf"(\S{{{LONG_WORD}}}|\s{{{LONG_WORD}}})")
+
+# Bytes that texts can do without: control characters, and what begins no character of UTF-8 that
+# has been assigned. Some vocabularies, such as SmolLM2's, lack a few of them.
+RARE = {*range(32), 127, 0xC0, 0xC1, 0xF1, 0xF2, *range(0xF5, 256)} - set(b"\t\n\r")
 
 _THREADS = "TOKENIZERS_PARALLELISM"
 
@@ -80,14 +75,20 @@ def default_vocab_size(corpus_bytes: int) -> int:
 class Tokenizer:
     """A byte-level BPE vocabulary. Make one with ``train``, ``load`` or ``from_json``."""
 
-    def __init__(self, backend: tokenizers.Tokenizer, eot: int) -> None:
+    def __init__(
+        self, backend: tokenizers.Tokenizer, eot: int, *, bos: int | None = None,
+        chat_template: str | None = None, data: bytes | None = None,
+    ) -> None:  # fmt: skip
         backend.encode_special_tokens = True  # "<|endoftext|>" in a text is just these characters
         backend.no_truncation()
         backend.no_padding()
         self._backend = backend
         self._bytes = _token_bytes(backend)
-        self._cuttable = _cuttable(json.loads(backend.to_str()))
+        self._cut = cut_of(json.loads(backend.to_str()))
+        self._data = data
         self.eot = eot
+        self.bos = eot if bos is None else bos  # what a text begins with elsewhere
+        self.chat_template = chat_template  # of a model that was taught to talk; kept, not used
 
     @property
     def vocab_size(self) -> int:
@@ -125,9 +126,13 @@ class Tokenizer:
         return cls(backend, 0)
 
     @classmethod
-    def from_json(cls, data: bytes, where: str) -> Tokenizer:
+    def from_json(
+        cls, data: bytes, where: str, eot: int | None = None, bos: int | None = None,
+        chat_template: str | None = None,
+    ) -> Tokenizer:  # fmt: skip
         """Read the contents of a ``tokenizer.json``; ``where`` names it in errors.
 
+        ``to_json`` gives the same bytes back. ``eot`` None finds the end-of-text token by its name.
         Raises ConfigError unless it is a byte-level BPE with an end-of-text token.
         """
         try:
@@ -141,7 +146,15 @@ class Tokenizer:
         problem = _unsuitable(described)
         if problem:
             raise ConfigError(f"{where}: {problem}; give a byte-level BPE such as GPT-2's")
-        return cls(backend, _find_eot(backend, where))
+        added = backend.get_added_tokens_decoder()
+        if eot is not None and eot not in added:
+            raise ConfigError(
+                f"{where}: the model's texts end with token {eot}, which is none of its "
+                f"{len(added)} added tokens; correct eos_token_id"
+            )
+        end = _find_eot(backend, where) if eot is None else eot
+        bos = bos if bos in added else None
+        return cls(backend, end, bos=bos, chat_template=chat_template, data=data)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Tokenizer:
@@ -171,7 +184,7 @@ class Tokenizer:
         size = 0
         for index, text in enumerate(texts):
             parts.append([])
-            for piece in _cut(text, PIECE) if self._cuttable else [text]:
+            for piece in _cut(text, PIECE, self._cut) if self._cut else [text]:
                 pieces.append(piece)
                 owners.append(index)
                 size += len(piece)
@@ -204,13 +217,24 @@ class Tokenizer:
 
     def to_json(self) -> bytes:
         """The contents of a ``tokenizer.json``; the same bytes for the same vocabulary."""
-        return self._backend.to_str(pretty=True).encode()
+        return self._data or self._backend.to_str(pretty=True).encode()
+
+    @property
+    def adds_bos(self) -> bool:
+        """Whether elsewhere every text is given ``bos`` in front; ``encode`` adds nothing."""
+        return self._backend.encode("").ids[:1] == [self.bos]
+
+    @property
+    def lost_bytes(self) -> list[int]:
+        """The bytes that no token stands for: encoding a text leaves them out."""
+        vocab = self._backend.get_vocab(with_added_tokens=False)
+        return sorted(byte for symbol, byte in _byte_symbols().items() if symbol not in vocab)
 
 
-def _cut(text: str, size: int) -> Iterator[str]:
-    """Pieces of about ``size`` characters that encode to the ids of the whole text."""
+def _cut(text: str, size: int, at: re.Pattern[str]) -> Iterator[str]:
+    """Pieces of about ``size`` characters, cut where ``at`` allows it."""
     start = 0
-    while cut := _CUT.search(text, start + size):
+    while cut := at.search(text, start + size):
         yield text[start : cut.start()]
         start = cut.start()
     yield text[start:]
@@ -221,7 +245,7 @@ def _sample(texts: Iterable[str]) -> list[str]:
     kept: list[str] = []
     size, stride, seen = 0, 1, 0
     for text in texts:
-        for natural in _cut(text, SAMPLE_PIECE):
+        for natural in _cut(text, SAMPLE_PIECE, AT_WHITE_SPACE):
             # Where a text has no white space even a cut through a word is better than no bound.
             for start in range(0, len(natural), 2 * SAMPLE_PIECE):
                 if seen % stride == 0:
@@ -256,18 +280,6 @@ def _token_bytes(backend: tokenizers.Tokenizer) -> list[bytes]:
     return table
 
 
-def _cuttable(described: dict[str, Any]) -> bool:
-    """Whether the argument at the head of this file holds for a tokenizer."""
-    split = described.get("pre_tokenizer") or {}
-    return (
-        split.get("type") == "ByteLevel"
-        and not split.get("add_prefix_space", True)
-        and split.get("use_regex", True)
-        and described.get("normalizer") is None
-        and all(token["special"] for token in described["added_tokens"])
-    )
-
-
 def _unsuitable(described: dict[str, Any]) -> str:
     """What keeps a tokenizer from being used here; empty if nothing does."""
     model = described["model"]
@@ -279,7 +291,10 @@ def _unsuitable(described: dict[str, Any]) -> str:
     chain = decoder.get("decoders", [decoder])
     if not any(step.get("type") == "ByteLevel" for step in chain):
         return "its tokens are not made of bytes (no ByteLevel decoder)"
-    missing = [symbol for symbol in _byte_symbols() if symbol not in model["vocab"]]
+    for option in ("continuing_subword_prefix", "end_of_word_suffix"):
+        if model.get(option):
+            return f"its {option} is {model[option]!r}, which stands for no bytes"
+    missing = [b for s, b in _byte_symbols().items() if s not in model["vocab"] and b not in RARE]
     if missing:
         return f"{len(missing)} of the 256 bytes are not in its vocabulary"
     return ""

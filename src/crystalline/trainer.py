@@ -127,6 +127,8 @@ class Trainer(Training):
         self._record = Record(self)
         if self.feed is not None:
             self.feed.begin(self._record.store)
+        if self.begins_learnt and self.progress.step == 0:
+            self.validated()  # how good they are before shows what training does to them
         self.saving.begin()
         self._show = Show(self)
 

@@ -28,6 +28,7 @@ from crystalline.model import Decoder, Parameters, initialise
 from crystalline.optimizers import make_optimizer
 from crystalline.optimizers.ema import Average
 from crystalline.pacing import Pacing
+from crystalline.pending import Tensor
 from crystalline.plan import Recipe
 from crystalline.schedule import Course
 from crystalline.shards import TokenStore
@@ -35,6 +36,7 @@ from crystalline.sparse import touched_rows, vocabulary_weights
 from crystalline.spheres.crew import Crew
 from crystalline.spheres.driver import Command
 from crystalline.spheres.stats import SphereStats
+from crystalline.start import Start
 from crystalline.state_format import FORMAT, migrated
 from crystalline.tokenizer import Tokenizer
 
@@ -78,10 +80,10 @@ class Training:
         self.progress, self.on_event = progress, on_event
         created = TokenStore.open(out)
         self.store = created.extended(segments)
-        B, T = recipe.batch_size, config.seq_len
         self.batches = Batches(
-            self.store.train, B, T, recipe.seed, packing=recipe.packing, state=stream
-        )
+            self.store.train, recipe.batch_size, self.T, recipe.seed, packing=recipe.packing,
+            state=stream,
+        )  # fmt: skip
         check_memory(config, recipe, self.team, length=self.batches.seq_len)
         self.candidates: Candidates | None = None
         if recipe.loss == "sampled":
@@ -90,14 +92,21 @@ class Training:
         self.plan_model()
         self.plan_batches()
         self.token_bytes = np.array(
-            [len(tokenizer.token_bytes(i)) for i in range(config.vocab_size)]
+            [len(tokenizer.token_bytes(i)) for i in range(tokenizer.vocab_size)]
+            + [0] * (config.vocab_size - tokenizer.vocab_size)
         )
         self.metrics = Metrics(out / "metrics.jsonl")
         self.options: dict[str, Any] = {}  # what the user said, kept for resuming
         self.commands: list[Command] = []  # that took effect
         self.pacing = Pacing()
+        self.begins_learnt = False  # at step 0 with weights that another training has learnt
         self.saved_step = self.model_step = -1  # of the checkpoint this process wrote last
         self.stats = SphereStats(self.team, crew.hierarchy)
+
+    @property
+    def T(self) -> int:
+        """Tokens of a sequence when training began; the model may know more positions."""
+        return self.recipe.seq_len or self.config.seq_len
 
     @property
     def offered(self) -> Parameters:
@@ -129,7 +138,7 @@ class Training:
         self.batches.batch_size = B
         # What is measured stays comparable: always at the model's length, in the same batches.
         self.measuring = self.decoder
-        most = self.config.seq_len
+        most = self.T
         if most != T:
             self.measuring = Decoder(
                 self.weights, self.team, B, most, precision=self.recipe.precision
@@ -139,13 +148,18 @@ class Training:
     def create(
         cls, out: Path, config: ModelConfig, recipe: Recipe, tokenizer: Tokenizer, crew: Crew,
         course: Course, on_event: OnEvent, stream: Mapping[str, Any] | None = None,
-        segments: Sequence[int] = (),
+        segments: Sequence[int] = (), start: Start | None = None,
     ) -> Self:  # fmt: skip
-        """A new training at step 0, in a folder that holds the data already."""
+        """A new training at step 0, in a folder that holds the data already; its weights are
+        random, or those of ``start``."""
         trainer = cls(
             out, config, recipe, tokenizer, crew, Progress(course), on_event, stream, segments
         )
-        initialise(trainer.weights, recipe.seed)
+        trainer.begins_learnt = start is not None
+        if start is None:
+            initialise(trainer.weights, recipe.seed)
+        else:
+            trainer.weights.load(start.weights)
         if trainer.average is not None:
             trainer.average.start()
         give_back()
@@ -182,12 +196,12 @@ class Training:
             )
         return trainer
 
-    def load(self, model: Mapping[str, Floats], beside: Mapping[str, Floats], updates: int) -> None:
+    def load(self, model: Mapping[str, Tensor], beside: Mapping[str, Tensor], updates: int) -> None:
         """Takes over a model's file and what was saved ``beside`` it after ``updates``."""
         early.load_last(self.offered, model, beside)
         if self.average is not None:
             for name, view in self.weights.named.items():
-                view[...] = beside[RAW + name]
+                view[...] = np.asarray(beside[RAW + name])
         self.optimizer.load(beside, updates)
 
     def beside(self) -> dict[str, Floats]:
@@ -273,7 +287,7 @@ class Training:
             return None
         begun = time.monotonic()
         self.optimizer.settle()
-        B, T = self.recipe.batch_size, self.config.seq_len
+        B, T = self.recipe.batch_size, self.T
         every = 1 if most is None else max(1, split.tokens // most)
         nats, count, size = 0.0, 0, 0
         with contextlib.nullcontext() if self.average is None else self.average.in_place():

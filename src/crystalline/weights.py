@@ -80,7 +80,7 @@ class Weights:
         norm = gains("model.norm.weight")
         self.embedding = packed(EMBEDDING)
         self.head = self.embedding if c.tied else packed(HEAD)
-        cosine, sine = rope_tables(c.seq_len, c.head_dim, c.rope_theta)
+        cosine, sine = rope_tables(c.seq_len, c.head_dim, c.rope_theta, c.rope_scaling)
         self.stack = Stack(
             layers, norm, self.embedding, cosine, sine, c.heads, c.kv_heads, c.norm_eps
         )

@@ -145,6 +145,16 @@ KEEPING_OPTIONS = (
     help=helps("A tokenizer.json, or a folder with one.", "learnt from the text"),
 )
 @click.option(
+    "--from",
+    "--start-from",
+    "start_from",
+    type=click.Path(),
+    help=helps(
+        "A model whose weights and vocabulary training begins from.",
+        "what an import left in --out, or else random weights",
+    ),
+)
+@click.option(
     "--resume",
     is_flag=True,
     help="Go on with what --out holds; PATH is not needed, the text is kept there.",

@@ -21,6 +21,7 @@ from crystalline.plan import (
     Recipe,
     choose_model,
     choose_recipe,
+    continued_recipe,
     flops_per_token,
     ladder_config,
     machine_flops,
@@ -65,6 +66,16 @@ def choose(budget: Budget, V: int, team: Team) -> Choice:
     return Choice(config, recipe, pace, _of_time(measured, config, recipe, pace))
 
 
+def choose_continued(budget: Budget, c: ModelConfig, T: int, team: Team) -> Choice:
+    """The recipe for a model that has learnt already, with sequences of T tokens."""
+    recipe = continued_recipe(budget, c, T)
+    if budget.seconds is None:
+        return Choice(c, recipe, None, _of_length(budget, c))
+    short_model = replace(c, seq_len=T)
+    measured, _, pace = _try(budget, short_model, team, time.monotonic() + budget.seconds, recipe)
+    return Choice(c, recipe, pace, _of_time(measured, short_model, recipe, pace))
+
+
 Tried = tuple[Budget, ModelConfig, Pace]
 
 
@@ -74,9 +85,11 @@ def _free(budget: Budget) -> bool:
     return all(v is None for v in (o.preset, o.dim, o.layers, o.heads, o.kv_heads, o.hidden))
 
 
-def _try(budget: Budget, c: ModelConfig, team: Team, until: float) -> Tried:
+def _try(
+    budget: Budget, c: ModelConfig, team: Team, until: float, recipe: Recipe | None = None
+) -> Tried:
     """The budget with what is left of its time, at the speed that this model really has."""
-    recipe = choose_recipe(budget, c)
+    recipe = recipe or choose_recipe(budget, c)
     assert budget.seconds is not None
     pace = measure(c, recipe, team, min(TRY_SECONDS, TRY_SHARE * budget.seconds))
     step = recipe.sequences * c.seq_len * flops_per_token(c, recipe.samples)

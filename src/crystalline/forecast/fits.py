@@ -64,9 +64,10 @@ def _smaller_batch(c: ModelConfig, recipe: Recipe, team: Team, room: int) -> str
 
 
 def _shorter(c: ModelConfig, recipe: Recipe, team: Team, room: int) -> str:
-    T = c.seq_len // 2
+    T = (recipe.seq_len or c.seq_len) // 2
     while T >= 8:
-        if _need(replace(c, seq_len=T), recipe, team) <= room:
+        shorter = replace(recipe, seq_len=T) if recipe.seq_len else recipe
+        if _need(c if recipe.seq_len else replace(c, seq_len=T), shorter, team) <= room:
             return f"seq_len {T}"
         T //= 2
     return ""

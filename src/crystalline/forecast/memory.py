@@ -72,7 +72,7 @@ def blocks(
     """What a training asks for in large blocks, by purpose: the float32 numbers of each.  Its
     sequences have ``length`` tokens now, if not as many as when it began."""
     B, bf16 = recipe.batch_size, recipe.precision == "bf16"
-    T = length or c.seq_len
+    T = length or recipe.seq_len or c.seq_len
     P = parameter_count(c)
     arrays = decoder_arrays(c, B, T, True, bf16, recipe.samples > 0)
     starts = group_starts(B) * T
@@ -85,13 +85,13 @@ def blocks(
         "average": [P if recipe.ema else 0],
         "activations": [layout(arrays, c, recipe.lends_gradients).floats],
         "work space": [int(work)],
-        "measuring": _measuring(c, recipe, team) if c.seq_len != T else [],
+        "measuring": _measuring(c, recipe, team) if (recipe.seq_len or c.seq_len) != T else [],
     }
 
 
 def _measuring(c: ModelConfig, recipe: Recipe, team: Team) -> list[int]:
     """What validates at the length that training began with."""
-    B, T, bf16 = recipe.batch_size, c.seq_len, recipe.precision == "bf16"
+    B, T, bf16 = recipe.batch_size, recipe.seq_len or c.seq_len, recipe.precision == "bf16"
     work = team.work_floats(group_starts(B) * T, T, c.dim, c.heads, c.kv_heads, c.hidden,
                             c.vocab_size, 0, False, bf16)  # fmt: skip
     arrays = decoder_arrays(c, B, T, False, bf16, False)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from crystalline._native import Team
 from crystalline.errors import CheckpointError
 from crystalline.model import Parameters
+from crystalline.pending import Tensor
 from crystalline.sparse import EMBEDDING, OUTPUT, Rows, SparseTable
 
 Floats = NDArray[np.float32]
@@ -91,7 +92,7 @@ class Optimizer(ABC):
         """What resuming needs beside ``t``, by name; settled before."""
         return {f"m.{name}": view for name, view in self.m.named.items()}
 
-    def load(self, tensors: Mapping[str, Floats], updates: int) -> None:
+    def load(self, tensors: Mapping[str, Tensor], updates: int) -> None:
         """Goes on where the optimizer that gave these ``tensors`` after ``updates`` stood."""
         for name, view in self.tensors().items():
             found = tensors.get(name)  # which may read it from the disk
@@ -100,7 +101,7 @@ class Optimizer(ABC):
                     f"optimizer.safetensors: {name} is missing or not {view.shape}, which "
                     f"{type(self).__name__} needs; restore the folder from a copy, or train again"
                 )
-            view[...] = found
+            view[...] = np.asarray(found)
         self.t = updates
 
     def _squared_norm(self, gradients: Parameters) -> float:

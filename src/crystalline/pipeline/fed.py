@@ -19,7 +19,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from crystalline.checkpoint import CHECKSUMS, COMMIT, TOKENIZER
 from crystalline.claim import claimed
 from crystalline.config import TrainConfig
 from crystalline.data import HELD_OUT, Piece, collect
@@ -27,6 +26,7 @@ from crystalline.errors import UsageError
 from crystalline.files import sync_folder, write_durably
 from crystalline.forecast.machine import resident
 from crystalline.inference import Model, load
+from crystalline.modelfiles import TOKENIZER
 from crystalline.options import load_toml, train_config
 from crystalline.pipeline.feed import Feed
 from crystalline.pipeline.ingest import later_segments, places, tidy
@@ -34,6 +34,7 @@ from crystalline.pipeline.record import passes
 from crystalline.pipeline.watch import Watcher
 from crystalline.schedule import Course
 from crystalline.shards import TokenStore, write_shards
+from crystalline.start import holds_model
 from crystalline.starting import (
     chosen,
     crew_of,
@@ -102,7 +103,7 @@ def feeding(
             if watch:
                 paths = [os.fspath(path) for path in watch]
                 stack.enter_context(Watcher(folder, paths, on_event=arrivals.hear(tell)))
-            if (folder / CHECKSUMS).exists() or (folder / COMMIT).exists():
+            if holds_model(folder):
                 segments = later_segments(store)
                 trainer = Trainer.resume(folder, crew_of(said), tell, segments=segments)
                 trainer.saving.resume(claim)
@@ -233,7 +234,8 @@ def _first_tokens(folder: Path, said: TrainConfig, store: Store, tell: OnEvent) 
     size = sum(one.bytes for one in train)
     tell({"event": "data", "files": len(taken), "bytes": sum(one.bytes for one in taken),
           "skipped": []})  # fmt: skip
-    tokenizer = vocabulary(said, size, (one.text for one in train), tell)
+    tokenizer = vocabulary(said, size, (one.text for one in train))
+    tell({"event": "tokenizer", "vocab_size": tokenizer.vocab_size})
     write_durably(os.fspath(folder / TOKENIZER), [tokenizer.to_json()])
     sync_folder(os.fspath(folder))
     write_shards(

@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from crystalline.checkpoint import REMEDY, STATE, PathOf, _current, _load_object, _read
+from crystalline.checkpoint import STATE, PathOf, _current, _read
 from crystalline.errors import CrystallineError
 from crystalline.files import Stamp
+from crystalline.modelfiles import REMEDY, read_object
 from crystalline.shards import _check, _read_index
 from crystalline.store import database
 from crystalline.store.copying import checkpoints_of
@@ -178,5 +179,5 @@ def _passes(folder: Path, store: Store) -> Check:
 
 
 def _parse_state(folder: str) -> int:
-    state = _read(folder, lambda _, path_of: _load_object(path_of(STATE)))
+    state = _read(folder, lambda _, path_of: read_object(path_of(STATE)))
     return int(state["progress"]["step"])

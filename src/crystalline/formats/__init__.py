@@ -1,0 +1,1 @@
+"""Models from elsewhere and for elsewhere: Hugging Face folders, GGUF files (docs/formats.md)."""
