@@ -11,6 +11,7 @@ import click
 
 from crystalline import __version__
 from crystalline.commands.bench import bench
+from crystalline.commands.evaluate import evaluate
 from crystalline.commands.look import info, spheres
 from crystalline.commands.train import train
 from crystalline.commands.write import demo, generate
@@ -30,6 +31,7 @@ def cli(context: click.Context) -> None:
 
 COMMANDS: tuple[click.Command, ...] = (
     train, generate, info, spheres, demo, bench,
+    evaluate,
 )  # fmt: skip
 for command in COMMANDS:
     cli.add_command(command)

@@ -17,6 +17,7 @@ from crystalline.candidates import Candidates
 from crystalline.checkpoint import load_model, load_training, save_model
 from crystalline.config import ModelConfig
 from crystalline.errors import CheckpointError, NumericsError
+from crystalline.evaluation.windows import sequence_nats
 from crystalline.metrics import Metrics
 from crystalline.model import Decoder, Parameters, initialise
 from crystalline.optim import AdamW, AdamWConfig
@@ -194,14 +195,17 @@ class Training:
         self.optimizer.settle()
         B, T = self.recipe.batch_size, self.config.seq_len
         every = 1 if most is None else max(1, split.tokens // most)
-        nats, count, size = 0.0, 0, 0
+        sums: list[float] = []
+        count, size = 0, 0
         for i, (ids, targets) in enumerate(validation_batches(split, B, T)):
             if i % every:
                 continue
-            nats += self.decoder.loss(ids, targets)
+            self.decoder.loss(ids, targets)
+            sums += sequence_nats(self.decoder).tolist()
             counted = targets[targets >= 0]
             count += counted.size
             size += int(self.token_bytes[counted].sum())
+        nats = math.fsum(sums)  # exact: batches of any size give the same
         return {
             "event": "validation", "step": self.progress.step, "loss": nats / count,
             "bits_per_byte": nats / math.log(2) / max(size, 1), "tokens": count,
