@@ -262,14 +262,15 @@ def test_a_folder_without_a_model_or_without_held_out_text(model: Path, tmp_path
         evaluate(tmp_path / "m")
     # The model alone is enough to measure texts with.
     text = [model.parent / "texts" / "05.txt"]
-    assert evaluate(model / "best", text).total.tokens == evaluate(tmp_path / "m", text).total.tokens
+    assert evaluate(tmp_path / "m", text).total == evaluate(model, text).total
+    assert evaluate(model / "best", text).total.bytes == text[0].stat().st_size
 
 
 def test_weights_that_are_not_finite_are_told(model: Path, tmp_path: Path) -> None:
     config, tokenizer, tensors = load_model(model)
     tensors["model.norm.weight"][3] = np.inf
     save_model(tmp_path / "m", config, tokenizer, tensors)
-    with pytest.raises(NumericsError, match="the loss is not finite; .* choose precision fp32"):
+    with pytest.raises(NumericsError, match=r"the loss is not finite; .* choose precision fp32"):
         evaluate(tmp_path / "m", [model.parent / "texts"])
 
 
