@@ -8,6 +8,7 @@ import json
 import math
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,8 @@ from crystalline.demo import bundled_text
 from crystalline.errors import CheckpointError, DataError, NumericsError
 from crystalline.evaluation import score
 from crystalline.evaluation.score import evaluate
-from crystalline.evaluation.windows import windows
+from crystalline.evaluation.windows import window_nats, windows
+from crystalline.model import group_order
 from crystalline.shards import Split, TokenStore
 
 T = TINY["seq_len"]
@@ -146,6 +148,23 @@ def test_every_prediction_is_asked_once_with_the_context_of_the_stride(
         assert (context > (T - stride if asked else 0)).all()
         asked += counted.tolist()
     assert asked == list(range(1, predictions + 1))
+
+
+def test_losses_are_taken_window_by_window() -> None:
+    """Also of packed sequences, whose order in memory is that of the groups."""
+    B, length = 14, 5
+    rng = np.random.default_rng(0)
+    losses = rng.exponential(size=(B, length)).astype(np.float32)
+    order, _ = group_order(B)
+    space = SimpleNamespace(a={"losses": losses[order].reshape(-1)})
+    decoder: Any = SimpleNamespace(B=B, T=length, order=order, space=space)
+    assert window_nats(decoder) == [math.fsum(row) for row in losses.tolist()]
+    positions = np.tile(np.arange(length, dtype=np.int32), (B, 1))
+    positions[3] = [0, 1, 0, 1, 2]
+    packed = window_nats(decoder, positions)
+    assert len(packed) == B + 1 and packed[:3] == window_nats(decoder)[:3]
+    assert packed[3:5] == [math.fsum(losses[3, :2].tolist()), math.fsum(losses[3, 2:].tolist())]
+    assert packed[5:] == window_nats(decoder)[4:]
 
 
 def test_more_context_costs_less(model: Path) -> None:

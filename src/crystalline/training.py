@@ -17,7 +17,7 @@ from crystalline.candidates import Candidates
 from crystalline.checkpoint import load_model, load_training, save_model
 from crystalline.config import ModelConfig
 from crystalline.errors import CheckpointError, NumericsError
-from crystalline.evaluation.windows import sequence_nats
+from crystalline.evaluation.windows import window_nats
 from crystalline.metrics import Metrics
 from crystalline.model import Decoder, Parameters, initialise
 from crystalline.optim import AdamW, AdamWConfig
@@ -201,7 +201,7 @@ class Training:
             if i % every:
                 continue
             self.decoder.loss(ids, targets)
-            sums += sequence_nats(self.decoder).tolist()
+            sums += window_nats(self.decoder)
             counted = targets[targets >= 0]
             count += counted.size
             size += int(self.token_bytes[counted].sum())

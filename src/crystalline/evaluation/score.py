@@ -5,8 +5,8 @@
     bits per byte  nats / ln 2 / bytes of the text in UTF-8
 
 Tokens differ from vocabulary to vocabulary, bytes do not: models are compared in bits per byte.
-Window sums are added without rounding in between (``math.fsum``), so a figure depends on the texts
-and the windows alone; that of a training's validation is made of the same sums.
+What the tokens of a window cost, and then the windows, are added exactly and rounded once: a figure
+depends on the texts and the windows alone. A training's validation is made of the same sums.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from crystalline.checkpoint import STATE, load_model
 from crystalline.config import PRECISIONS
 from crystalline.data import Skipped, Source, collect, shown
 from crystalline.errors import DataError, NumericsError, UsageError
-from crystalline.evaluation.windows import Row, sequence_nats, windows
+from crystalline.evaluation.windows import Row, window_nats, windows
 from crystalline.model import Decoder, Parameters, check_precision
 from crystalline.shards import TokenStore
 from crystalline.team import make_team
@@ -157,7 +157,7 @@ class Measure:
             ids[row, : len(its_ids)] = its_ids
             targets[row, : len(its_targets)] = its_targets
         self.decoder.loss(ids, targets)
-        nats: list[float] = sequence_nats(self.decoder)[: len(rows)].tolist()
+        nats = window_nats(self.decoder)[: len(rows)]
         if not all(map(math.isfinite, nats)):
             raise NumericsError(
                 "the loss is not finite; the model's weights are too large or damaged: choose "

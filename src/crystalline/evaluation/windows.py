@@ -9,7 +9,9 @@ them at most, and is asked for the predictions that no window before it was aske
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,13 +35,20 @@ def windows(tokens: Row, seq_len: int, stride: int) -> Iterator[tuple[Row, Row]]
             return
 
 
-def sequence_nats(decoder: Decoder) -> NDArray[np.float64]:
-    """The summed losses (B,) of the last batch's sequences, in the order in which they came.
+def window_nats(decoder: Decoder, positions: Row | None = None) -> list[float]:
+    """The loss of each window of the decoder's last batch, in the order in which they came.
 
-    Each sum goes from left to right and knows nothing of the other sequences: however windows are
-    put together to batches, and on however many threads, the bits are the same.
+    ``positions`` (B, T) is 0 where a window begins; None: each sequence is one.  What a window's
+    tokens cost is added exactly and rounded once: however windows are put together to batches, and
+    on however many threads, the bits are the same.
     """
-    losses = decoder.space.a["losses"].reshape(decoder.B, decoder.T)
-    sums = np.empty(decoder.B)
-    sums[decoder.order] = np.add.accumulate(losses, 1, np.float64)[:, -1]
-    return sums
+    shape = decoder.B, decoder.T
+    losses = np.empty(shape, np.float32)
+    losses[decoder.order] = decoder.space.a["losses"].reshape(shape)
+    each = losses.reshape(-1).tolist()
+    starts = np.arange(0, len(each), decoder.T) if positions is None else _zeros(positions)
+    return [math.fsum(each[a:b]) for a, b in pairwise([*starts.tolist(), len(each)])]
+
+
+def _zeros(positions: Row) -> NDArray[np.int64]:
+    return np.flatnonzero(positions.reshape(-1) == 0)
