@@ -10,7 +10,7 @@ import difflib
 import math
 import reprlib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, NoReturn
 
 from crystalline.errors import ConfigError
@@ -18,6 +18,7 @@ from crystalline.errors import ConfigError
 INT32_MAX = 2**31 - 1
 MOST_LAYERS = 10_000  # every layer has its entries in tables: more would fill the memory
 SEED_MAX = 2**63 - 1
+MOST_THREADS = 4096
 SMALLEST_VOCAB = 257  # a byte-level tokenizer needs the 256 bytes and the end-of-text token
 
 # Field -> the key that Hugging Face's LlamaConfig uses for it in config.json.
@@ -151,7 +152,7 @@ class ModelConfig:
             config = cls(**_check_model(_from_hf(d), HF_KEYS))
             if d.get("head_dim") not in (None, config.head_dim):
                 rule = f"hidden_size / num_attention_heads is {config.head_dim}"
-                refuse("head_dim", d["head_dim"], rule, "a model where they agree")
+                refuse("head_dim", d["head_dim"], rule, f"a model with {config.head_dim}")
             return config
         except ConfigError as error:
             raise ConfigError(f"{where}: {error}") from None
@@ -285,12 +286,15 @@ class TrainConfig:
     precision: str = "fp32"
 
     def __post_init__(self) -> None:
+        self._check_kinds()
         lengths = [f for f in ("minutes", "steps", "epochs") if getattr(self, f) is not None]
         if len(lengths) > 1:
-            refuse(lengths[1], getattr(self, lengths[1]), f"{lengths[0]} is given too", "one")
+            one, two = (f"{f} {getattr(self, f)!r} alone" for f in lengths[:2])
+            rule = f"{lengths[0]} is given too, and both say how long to train"
+            refuse(lengths[1], getattr(self, lengths[1]), rule, f"{one} or {two}")
         if self.tokenizer is not None and self.vocab_size is not None:
             rule = "the tokenizer that is given brings its own vocabulary"
-            refuse("vocab_size", self.vocab_size, rule, "one of the two")
+            refuse("vocab_size", self.vocab_size, rule, "the tokenizer alone or vocab_size alone")
         for field, (low, high, whole) in WHOLE_RULES.items():
             if getattr(self, field) is not None:
                 _whole(field, getattr(self, field), low, high, whole)
@@ -298,7 +302,7 @@ class TrainConfig:
             if getattr(self, field) is not None:
                 value = _real(field, getattr(self, field), least, most, real)
                 object.__setattr__(self, field, value)
-        if self.hierarchy_depth not in ("auto", 1, 2, 3) or self.hierarchy_depth is True:
+        if self.hierarchy_depth not in ("auto", 1, 2, 3):
             refuse("hierarchy_depth", self.hierarchy_depth, "must be 1, 2, 3 or auto", "auto")
         if self.thread_allocation not in STRATEGIES:
             near = nearest_name(str(self.thread_allocation), STRATEGIES) or "auto"
@@ -311,8 +315,23 @@ class TrainConfig:
             near = nearest_name(str(self.precision), PRECISIONS) or "fp32"
             refuse("precision", self.precision, f"must be one of {', '.join(PRECISIONS)}", near)
         if self.preset is not None and self.preset not in list(PRESETS):
-            rule = f"the presets are {', '.join(PRESETS)}"
+            rule = f"must be one of {', '.join(PRESETS)}"
             refuse("preset", self.preset, rule, nearest_name(str(self.preset), PRESETS) or "seed")
+
+    def _check_kinds(self) -> None:
+        """What the rules of numbers and names below take for granted, or do not look at."""
+        for field in fields(self):
+            value, kinds = getattr(self, field.name), str(field.type).split(" | ")
+            if value is None and "None" not in kinds:
+                refuse(field.name, value, "must be given", f"{field.default!r}")
+            if "bool" in kinds and not isinstance(value, bool | None):
+                refuse(field.name, value, "must be true or false", "true")
+        if type(self.hierarchy_depth) not in (int, str):
+            refuse("hierarchy_depth", self.hierarchy_depth, "must be 1, 2, 3 or auto", "auto")
+        if not isinstance(self.val, tuple) or not all(isinstance(path, str) for path in self.val):
+            refuse("val", self.val, "must be a tuple of paths", "('held_out.txt',)")
+        if not isinstance(self.tokenizer, str | None):
+            refuse("tokenizer", self.tokenizer, "must be a path", "'tokenizer.json'")
 
 
 WHOLE_RULES = {  # field: least, most, a value that works
@@ -327,7 +346,7 @@ WHOLE_RULES = {  # field: least, most, a value that works
     "batch_size": (1, INT32_MAX, 12),
     "accumulate": (1, INT32_MAX, 1),
     "seed": (0, SEED_MAX, 0),
-    "threads": (1, INT32_MAX, 1),
+    "threads": (1, MOST_THREADS, 1),
     "samples": (1, INT32_MAX, 512),
 }
 REAL_RULES = {
