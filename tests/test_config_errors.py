@@ -148,8 +148,9 @@ def test_every_size_of_a_model_has_a_rule() -> None:
     kinds = {field.name: str(field.type) for field in fields(ModelConfig)}
     wrong = {"int": [0, -3, 2.0, "8", True, 2**31], "float": [-1.0, math.nan, "x", True],
              "bool": [1, "true"]}  # fmt: skip
-    for name, key in HF_KEYS.items():
-        for value in wrong[kinds[name]]:
+    for name, kind in kinds.items():
+        key = HF_KEYS[name]
+        for value in wrong[kind]:
             with pytest.raises(ConfigError) as caught:
                 ModelConfig(**{**GOOD, name: value})
             got = said(caught.value)
