@@ -135,9 +135,9 @@ def test_values_that_exclude_each_other(options: dict[str, Any], field: str, wor
         train_config(options, "there")
     got = said(caught.value, "there: ")
     assert (got.field, got.value, got.works) == (field, repr(options[field]), works)
-    for name in options:
+    for name, value in options.items():
         assert name in str(caught.value)
-        train_config({name: options[name]}, "")
+        train_config({name: value}, "")
 
 
 # --- the model ------------------------------------------------------------------------------------
@@ -148,9 +148,8 @@ def test_every_size_of_a_model_has_a_rule() -> None:
     kinds = {field.name: str(field.type) for field in fields(ModelConfig)}
     wrong = {"int": [0, -3, 2.0, "8", True, 2**31], "float": [-1.0, math.nan, "x", True],
              "bool": [1, "true"]}  # fmt: skip
-    for name, kind in kinds.items():
-        key = HF_KEYS[name]
-        for value in wrong[kind]:
+    for name, key in HF_KEYS.items():
+        for value in wrong[kinds[name]]:
             with pytest.raises(ConfigError) as caught:
                 ModelConfig(**{**GOOD, name: value})
             got = said(caught.value)
