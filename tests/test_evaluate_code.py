@@ -258,3 +258,16 @@ def test_without_the_packages_the_command_says_what_to_install(
         f"crystalline: error: --code c needs {name}, which is not installed; "
         "pip install 'crystalline[code]'\n"
     )
+
+
+def test_packages_of_different_ages_are_told(
+    model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(pointer: Any) -> None:
+        raise ValueError("Incompatible Language version 15. Must be between 13 and 14")
+
+    monkeypatch.setattr("tree_sitter.Language", refuse)
+    assert main(["eval", str(model), "--code", "c"]) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and "tree-sitter-c do not fit together (Incompatible" in err
+    assert err.endswith("; pip install --upgrade 'crystalline[code]'\n")

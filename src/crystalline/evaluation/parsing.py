@@ -49,7 +49,13 @@ def _tree_sitter(language: str) -> Judge:
             f"--code {language} needs {package}, which is not installed; "
             "pip install 'crystalline[code]'"
         ) from error
-    parser = core.Parser(core.Language(table.language()))
+    try:
+        parser = core.Parser(core.Language(table.language()))
+    except ValueError as error:  # grammars of another age than the parser
+        raise UsageError(
+            f"--code {language}: tree-sitter and {grammar.replace('_', '-')} do not fit together "
+            f"({error}); pip install --upgrade 'crystalline[code]'"
+        ) from error
 
     def parses(text: str) -> bool:
         # True too where the parser had to add what is missing, such as a closing brace.
