@@ -44,7 +44,7 @@ def perform(trainer: Trainer, message: SphereMessage) -> Any:
 
 def _set_learning_rate(trainer: Trainer, value: float) -> None:
     if not 0 < value <= 10:
-        raise UsageError(f"learning_rate is {value:g}, but must be above 0 and at most 10")
+        raise UsageError(f"learning_rate is {value:g}, but must be above 0 and at most 10; choose 0.001")
     trainer.recipe = replace(trainer.recipe, lr=value)
 
 
@@ -73,7 +73,7 @@ def _set_batch_size(trainer: Trainer, value: float) -> None:
 
 def _set_epochs(trainer: Trainer, value: float) -> None:
     if not 0 < value <= 1e7:
-        raise UsageError(f"epochs is {value:g}, but must be above 0 and at most 1e7")
+        raise UsageError(f"epochs is {value:g}, but must be above 0 and at most 1e7; choose 10")
     p = trainer.progress
     left = trainer.batches.sequences_in(value) - p.sequences
     if left <= 0:
@@ -90,7 +90,10 @@ def _set_evaluation_interval(trainer: Trainer, value: float) -> None:
 
 def _whole(name: str, value: float, least: int, most: int) -> int:
     if value != int(value) or not least <= value <= most:
-        raise UsageError(f"{name} is {value:g}, but must be a whole number from {least} to {most}")
+        raise UsageError(
+            f"{name} is {value:g}, but must be a whole number from {least} to {most}; choose "
+            f"{max(least, min(round(value), most))}"
+        )
     return int(value)
 
 
