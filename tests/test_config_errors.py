@@ -18,9 +18,11 @@ from conftest import prose
 
 import crystalline
 from crystalline.config import HF_KEYS, REAL_RULES, WHOLE_RULES, ModelConfig, TrainConfig
-from crystalline.errors import ConfigError
+from crystalline.errors import ConfigError, UsageError
 from crystalline.options import train_config
 from crystalline.plan import check_samples
+from crystalline.settings import SETTERS
+from crystalline.spheres.messages import Setting
 
 TYPES = {field.name: str(field.type) for field in fields(TrainConfig)}
 GOOD = {"vocab_size": 300, "dim": 24, "layers": 2, "heads": 6, "kv_heads": 2, "hidden": 40,
@@ -39,7 +41,7 @@ class Said(NamedTuple):
     works: str
 
 
-def said(error: ConfigError, where: str = "") -> Said:
+def said(error: UsageError, where: str = "") -> Said:
     message = str(error)
     assert "\n" not in message and len(message) < 300
     assert message.startswith(where)
@@ -205,3 +207,21 @@ def test_a_model_that_the_machine_cannot_hold(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"^\w+ is \S+.* but .* (MiB|GiB).*; choose ") as caught:
         crystalline.train(tmp_path / "text.txt", tmp_path / "m", dim=2**20, heads=1, steps=1)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "works"),
+    [
+        (Setting.LEARNING_RATE, 0.0, "0.001"), (Setting.LEARNING_RATE, 10.1, "0.001"),
+        (Setting.EPOCHS, -1.0, "10"), (Setting.EPOCHS, 2e7, "10"),
+        (Setting.BATCH_SIZE, 0.0, "1"), (Setting.BATCH_SIZE, 11.7, "12"),
+        (Setting.BATCH_SIZE, 2.0**40, str(2**20)), (Setting.EVALUATION_INTERVAL, -3.0, "0"),
+    ],
+)  # fmt: skip
+def test_what_a_running_training_refuses(setting: Setting, value: float, works: str) -> None:
+    """Before it looks at the training."""
+    with pytest.raises(UsageError) as caught:
+        SETTERS[setting](None, value)
+    got = said(caught.value)
+    assert (got.field, got.works) == (setting.name.lower(), works)
+    assert got.value == f"{value:g}" and "must be" in got.rule

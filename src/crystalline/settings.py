@@ -44,7 +44,9 @@ def perform(trainer: Trainer, message: SphereMessage) -> Any:
 
 def _set_learning_rate(trainer: Trainer, value: float) -> None:
     if not 0 < value <= 10:
-        raise UsageError(f"learning_rate is {value:g}, but must be above 0 and at most 10; choose 0.001")
+        raise UsageError(
+            f"learning_rate is {value:g}, but must be above 0 and at most 10; choose 0.001"
+        )
     trainer.recipe = replace(trainer.recipe, lr=value)
 
 
