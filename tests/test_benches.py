@@ -66,7 +66,7 @@ def test_a_wrong_list_of_threads_is_refused(undisturbed: Any) -> None:
 
 
 def test_the_benches_run_as_programs() -> None:
-    for name in ("scaling", "stealing", "sampled"):
+    for name in ("scaling", "stealing", "sampled", "shakespeare", "repository"):
         done = subprocess.run(
             [sys.executable, str(BENCH / f"{name}.py"), "--help"], capture_output=True, text=True,
             check=False,

@@ -272,7 +272,10 @@ def test_a_broken_option_names_place_field_value_rule_and_a_value_that_works(nam
 
 def test_at_most_one_length():
     message = refused(train_config, {"minutes": 1, "steps": 5}, "options")
-    assert message == "options: steps is 5, but minutes is given too; choose one"
+    assert message == (
+        "options: steps is 5, but minutes is given too, and both say how long to train; "
+        "choose minutes 1.0 alone or steps 5 alone"
+    )
     refused(TrainConfig, steps=1, epochs=1.0)
     refused(TrainConfig, minutes=1.0, steps=1, epochs=1.0)
 

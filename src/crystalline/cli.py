@@ -12,6 +12,7 @@ import click
 from crystalline import __version__
 from crystalline.commands.bench import bench
 from crystalline.commands.convert import export, import_
+from crystalline.commands.evaluate import evaluate
 from crystalline.commands.look import info, spheres
 from crystalline.commands.models import models
 from crystalline.commands.plan import plan
@@ -34,7 +35,7 @@ def cli(context: click.Context) -> None:
 
 COMMANDS: tuple[click.Command, ...] = (
     train, generate, info, spheres, demo, bench,
-    models, queue, plan, import_, export,
+    models, queue, plan, import_, export, evaluate,
 )  # fmt: skip
 for command in COMMANDS:
     cli.add_command(command)

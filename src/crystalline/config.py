@@ -6,19 +6,18 @@ line: the field, its value, the rule, and a value that works.
 
 from __future__ import annotations
 
-import difflib
 import math
-import reprlib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
-from typing import Any, NoReturn
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 from crystalline.errors import ConfigError
+from crystalline.rules import INT32_MAX, nearest_name, real_number, refuse, whole_number
 from crystalline.scaling import RopeScaling, scaling_from_hf
 
-INT32_MAX = 2**31 - 1
 MOST_LAYERS = 10_000  # every layer has its entries in tables: more would fill the memory
 SEED_MAX = 2**63 - 1
+MOST_THREADS = 4096
 SMALLEST_VOCAB = 257  # a byte-level tokenizer needs the 256 bytes and the end-of-text token
 
 # Field -> the key that Hugging Face's LlamaConfig uses for it in config.json.
@@ -34,24 +33,6 @@ HF_KEYS = {
     "norm_eps": "rms_norm_eps",
     "tied": "tie_word_embeddings",
 }
-
-
-def refuse(field: str, value: object, rule: str, works: str) -> NoReturn:
-    raise ConfigError(f"{field} is {reprlib.repr(value)}, but {rule}; choose {works}")
-
-
-def _whole(field: str, value: object, low: int, high: int, works: int) -> int:
-    # bool is an int to Python, but `layers = true` is a mistake.
-    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-        refuse(field, value, f"must be a whole number from {low} to {high}", f"{works}")
-    return value
-
-
-def _real(field: str, value: object, low: float, high: float, works: float) -> float:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not low <= value <= high:  # type: ignore[operator]  # nan fails here too
-        refuse(field, value, f"must be a number from {low:g} to {high:g}", f"{works:g}")
-    return float(value)  # type: ignore[arg-type]
 
 
 def _divisors(n: int) -> list[int]:
@@ -73,7 +54,7 @@ def _check_model(values: Mapping[str, object], shown: Mapping[str, str]) -> dict
     smallest = {"vocab_size": 2, "dim": 2}
     largest = {"layers": MOST_LAYERS}
     out: dict[str, Any] = {
-        field: _whole(
+        field: whole_number(
             shown[field], values[field], smallest.get(field, 1), largest.get(field, INT32_MAX), good
         )
         for field, good in works.items()
@@ -87,8 +68,8 @@ def _check_model(values: Mapping[str, object], shown: Mapping[str, str]) -> dict
     if heads % kv_heads:
         rule = f"{shown['heads']} {heads} must be a multiple of it"
         refuse(shown["kv_heads"], kv_heads, rule, _near(_divisors(heads), kv_heads))
-    out["rope_theta"] = _real(shown["rope_theta"], values["rope_theta"], 1.0, 1e12, 10000.0)
-    out["norm_eps"] = _real(shown["norm_eps"], values["norm_eps"], 1e-12, 0.1, 1e-5)
+    out["rope_theta"] = real_number(shown["rope_theta"], values["rope_theta"], 1.0, 1e12, 10000.0)
+    out["norm_eps"] = real_number(shown["norm_eps"], values["norm_eps"], 1e-12, 0.1, 1e-5)
     if not isinstance(values["tied"], bool):
         refuse(shown["tied"], values["tied"], "must be true or false", "true")
     out["tied"] = values["tied"]
@@ -159,7 +140,7 @@ class ModelConfig:
             config = cls(**_check_model(_from_hf(d), HF_KEYS))
             if d.get("head_dim") not in (None, config.head_dim):
                 rule = f"hidden_size / num_attention_heads is {config.head_dim}"
-                refuse("head_dim", d["head_dim"], rule, "a model where they agree")
+                refuse("head_dim", d["head_dim"], rule, f"a model with {config.head_dim}")
             return config
         except ConfigError as error:
             raise ConfigError(f"{where}: {error}") from None
@@ -311,20 +292,23 @@ class TrainConfig:
     start_from: str | None = None
 
     def __post_init__(self) -> None:
+        self._check_kinds()
         lengths = [f for f in ("minutes", "steps", "epochs") if getattr(self, f) is not None]
         if len(lengths) > 1:
-            refuse(lengths[1], getattr(self, lengths[1]), f"{lengths[0]} is given too", "one")
+            one, two = (f"{f} {getattr(self, f)!r} alone" for f in lengths[:2])
+            rule = f"{lengths[0]} is given too, and both say how long to train"
+            refuse(lengths[1], getattr(self, lengths[1]), rule, f"{one} or {two}")
         if self.tokenizer is not None and self.vocab_size is not None:
             rule = "the tokenizer that is given brings its own vocabulary"
-            refuse("vocab_size", self.vocab_size, rule, "one of the two")
+            refuse("vocab_size", self.vocab_size, rule, "the tokenizer alone or vocab_size alone")
         for field, (low, high, whole) in WHOLE_RULES.items():
             if getattr(self, field) is not None:
-                _whole(field, getattr(self, field), low, high, whole)
+                whole_number(field, getattr(self, field), low, high, whole)
         for field, (least, most, real) in REAL_RULES.items():
             if getattr(self, field) is not None:
-                value = _real(field, getattr(self, field), least, most, real)
+                value = real_number(field, getattr(self, field), least, most, real)
                 object.__setattr__(self, field, value)
-        if self.hierarchy_depth not in ("auto", 1, 2, 3) or self.hierarchy_depth is True:
+        if self.hierarchy_depth not in ("auto", 1, 2, 3):
             refuse("hierarchy_depth", self.hierarchy_depth, "must be 1, 2, 3 or auto", "auto")
         if self.thread_allocation not in STRATEGIES:
             near = nearest_name(str(self.thread_allocation), STRATEGIES) or "auto"
@@ -337,7 +321,7 @@ class TrainConfig:
             near = nearest_name(str(self.precision), PRECISIONS) or "fp32"
             refuse("precision", self.precision, f"must be one of {', '.join(PRECISIONS)}", near)
         if self.preset is not None and self.preset not in list(PRESETS):
-            rule = f"the presets are {', '.join(PRESETS)}"
+            rule = f"must be one of {', '.join(PRESETS)}"
             refuse("preset", self.preset, rule, nearest_name(str(self.preset), PRESETS) or "seed")
         self._check_learning()
 
@@ -361,6 +345,21 @@ class TrainConfig:
             rule = f"warmup is {self.warmup:g}, and both are shares of one training"
             refuse("decay", self.decay, rule, f"{0.5 * (1.0 - (self.warmup or 0.0)):g}")
 
+    def _check_kinds(self) -> None:
+        """What the rules of numbers and names below take for granted, or do not look at."""
+        for field in fields(self):
+            value, kinds = getattr(self, field.name), str(field.type).split(" | ")
+            if value is None and "None" not in kinds:
+                refuse(field.name, value, "must be given", f"{field.default!r}")
+            if "bool" in kinds and not isinstance(value, bool | None):
+                refuse(field.name, value, "must be true or false", "true")
+        if type(self.hierarchy_depth) not in (int, str):
+            refuse("hierarchy_depth", self.hierarchy_depth, "must be 1, 2, 3 or auto", "auto")
+        if not isinstance(self.val, tuple) or not all(isinstance(path, str) for path in self.val):
+            refuse("val", self.val, "must be a tuple of paths", "('held_out.txt',)")
+        if not isinstance(self.tokenizer, str | None):
+            refuse("tokenizer", self.tokenizer, "must be a path", "'tokenizer.json'")
+
 
 WHOLE_RULES = {  # field: least, most, a value that works
     "steps": (1, INT32_MAX, 1000),
@@ -374,7 +373,7 @@ WHOLE_RULES = {  # field: least, most, a value that works
     "batch_size": (1, INT32_MAX, 12),
     "accumulate": (1, INT32_MAX, 1),
     "seed": (0, SEED_MAX, 0),
-    "threads": (1, INT32_MAX, 1),
+    "threads": (1, MOST_THREADS, 1),
     "samples": (1, INT32_MAX, 512),
     "evaluation_interval": (0, INT32_MAX, 100),
     "save_steps": (0, INT32_MAX, 1000),
@@ -397,8 +396,3 @@ REAL_RULES = {
     "save_minutes": (0.0, 1e7, 10.0),
     "min_delta": (0.0, 1e3, 0.001),
 }
-
-
-def nearest_name(name: str, known: Iterable[str]) -> str | None:
-    found = difflib.get_close_matches(name.lower().replace("-", "_"), list(known), n=1, cutoff=0.5)
-    return found[0] if found else None

@@ -11,8 +11,9 @@ from typing import Any, get_type_hints
 
 import msgspec
 
-from crystalline.config import REAL_RULES, WHOLE_RULES, TrainConfig, nearest_name, refuse
+from crystalline.config import REAL_RULES, WHOLE_RULES, TrainConfig
 from crystalline.errors import ConfigError
+from crystalline.rules import nearest_name, refuse
 
 
 def train_config(options: Mapping[str, object], where: str) -> TrainConfig:

@@ -48,7 +48,9 @@ def perform(trainer: Trainer, message: SphereMessage) -> Any:
 
 def _set_learning_rate(trainer: Trainer, value: float) -> None:
     if not 0 < value <= 10:
-        raise UsageError(f"learning_rate is {value:g}, but must be above 0 and at most 10")
+        raise UsageError(
+            f"learning_rate is {value:g}, but must be above 0 and at most 10; choose 0.001"
+        )
     trainer.recipe = replace(trainer.recipe, lr=value)
 
 
@@ -113,7 +115,7 @@ def _end_at(trainer: Trainer, sequences: int) -> None:
 
 def _set_epochs(trainer: Trainer, value: float) -> None:
     if not 0 < value <= 1e7:
-        raise UsageError(f"epochs is {value:g}, but must be above 0 and at most 1e7")
+        raise UsageError(f"epochs is {value:g}, but must be above 0 and at most 1e7; choose 10")
     p = trainer.progress
     if trainer.feed is not None:
         trainer.feed.ask_epochs(_whole("epochs", value, 1, 10**7))
@@ -141,7 +143,10 @@ def _set_layers(trainer: Trainer, value: float) -> None:
 
 def _whole(name: str, value: float, least: int, most: int) -> int:
     if value != int(value) or not least <= value <= most:
-        raise UsageError(f"{name} is {value:g}, but must be a whole number from {least} to {most}")
+        raise UsageError(
+            f"{name} is {value:g}, but must be a whole number from {least} to {most}; choose "
+            f"{max(least, min(round(value), most))}"
+        )
     return int(value)
 
 

@@ -19,6 +19,7 @@ from crystalline.candidates import Candidates
 from crystalline.checkpoint import open_model, open_training, save_model
 from crystalline.config import ModelConfig
 from crystalline.errors import CheckpointError, NumericsError
+from crystalline.evaluation.windows import window_nats
 from crystalline.forecast.fits import check_memory
 from crystalline.kept import BEST
 from crystalline.layers import Floats
@@ -289,15 +290,18 @@ class Training:
         self.optimizer.settle()
         B, T = self.recipe.batch_size, self.T
         every = 1 if most is None else max(1, split.tokens // most)
-        nats, count, size = 0.0, 0, 0
+        sums: list[float] = []
+        count, size = 0, 0
         with contextlib.nullcontext() if self.average is None else self.average.in_place():
             for i, batch in enumerate(validation_batches(split, B, T, self.recipe.packing)):
                 if i % every:
                     continue
-                nats += self.measuring.loss(*batch)
+                self.measuring.loss(*batch)
+                sums += window_nats(self.measuring, batch.positions)
                 counted = batch.targets[batch.targets >= 0]
                 count += counted.size
                 size += int(self.token_bytes[counted].sum())
+        nats = math.fsum(sums)  # exact: batches of any size give the same
         return {
             "event": "validation", "step": self.progress.step, "loss": nats / count,
             "bits_per_byte": nats / math.log(2) / max(size, 1), "tokens": count,

@@ -17,7 +17,6 @@ from crystalline.config import (
     TrainConfig,
     parameter_count,
     parameter_shapes,
-    refuse,
 )
 from crystalline.data import collect, split
 from crystalline.forecast.choice import choose
@@ -36,6 +35,7 @@ from crystalline.plan import (
     check_samples,
     choose_recipe,
 )
+from crystalline.rules import refuse
 from crystalline.team import make_team
 from crystalline.tokenizer import default_vocab_size
 

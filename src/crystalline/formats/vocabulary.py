@@ -10,8 +10,8 @@ from typing import Any
 import tokenizers
 from tokenizers import AddedToken, decoders, models
 
-from crystalline.config import nearest_name
 from crystalline.errors import UsageError
+from crystalline.rules import nearest_name
 from crystalline.splitting import KNOWN, SAME, kind_of, pre_tokenizer
 from crystalline.tokenizer import Tokenizer
 
