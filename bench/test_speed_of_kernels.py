@@ -90,6 +90,20 @@ def test_attention(
     benchmark.extra_info["gflops"] = work / benchmark.stats["median"]
 
 
+@pytest.mark.parametrize("rows", [8, 64, 256])
+@pytest.mark.parametrize("backward", [False, True])
+def test_attention_windows(benchmark: Any, team: Team, rows: int, backward: bool) -> None:
+    """Windows of so many rows each, packed."""
+    H, starts = 8, np.arange(0, R + 1, rows)
+    qkv, out, lse = values(R, 3 * D), np.empty((R, D), np.float32), np.empty(R * H, np.float32)
+    team.attention_windows(out, lse, qkv, starts, H, H)
+    if backward:
+        dqkv = np.empty_like(qkv)
+        benchmark(team.attention_windows_bwd, dqkv, out, out, qkv, lse, starts, H, H)
+    else:
+        benchmark(team.attention_windows, out, lse, qkv, starts, H, H)
+
+
 def test_attention_cached(benchmark: Any, team: Team) -> None:
     H, Dh, room = 8, 32, 256
     keys, held = values(H, Dh, room), values(H, room, Dh)

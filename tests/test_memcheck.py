@@ -37,8 +37,10 @@ batch = np.random.default_rng(0).integers(0, 300, (5, 24), dtype=np.int32)
 targets = batch[:, 1:].copy()
 targets[1, 9:] = -1
 targets[2] = -1
+windows = np.tile(np.r_[0:9, 0:1, 0:13].astype(np.int32), (5, 1))
 for step in range(3):
-    loss = decoder.gradient(batch[:, :-1], targets, 0.01, False)
+    positions = windows if step == 1 else None
+    loss = decoder.gradient(batch[:, :-1], targets, 0.01, False, positions=positions)
     optimizer.step(gradients, 1e-2)
 with open(os.devnull, "wb", buffering=0) as sink:
     for block in (weights, gradients, optimizer.m, optimizer.v):

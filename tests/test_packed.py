@@ -251,6 +251,29 @@ def test_what_follows_a_windows_last_target_may_be_anything(precision: str) -> N
     assert gradients.flat.tobytes() == want.tobytes()
 
 
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_gradients_are_those_of_windows_in_rows_of_their_own(precision: str) -> None:
+    """Padded: what every row adds is the same to the last bit, not so the order of the sums."""
+    if precision == "bf16" and not Team(1).has_bf16:
+        pytest.skip("this CPU has no AVX512_BF16")
+    c, (B, T) = dataclasses.replace(MODELS["grouped-query"], hidden=54), (5, 131)
+    weights, gradients = Parameters(c), Parameters(c)
+    weights.load(random_weights(c))
+    ids, targets, positions = packed(c, B, T)
+    loss = Decoder(weights, Team(2), B, T, gradients, precision).gradient(
+        ids, targets, 1.0, False, positions=positions
+    )
+    got = gradients.flat.copy()
+    parts = windows(positions)
+    rows = np.zeros((len(parts), T), np.int32)
+    wanted = np.full_like(rows, -1)
+    for row, y, (b, at) in zip(rows, wanted, parts, strict=True):
+        row[: at.stop - at.start], y[: at.stop - at.start] = ids[b, at], targets[b, at]
+    padded = Decoder(weights, Team(2), len(parts), T, gradients, precision)
+    assert padded.gradient(rows, wanted, 1.0, False) == pytest.approx(loss, rel=4 * U)
+    assert_close("decoder", got, gradients.flat, gradients.flat)
+
+
 @pytest.mark.parametrize(
     ("positions", "why"),
     [

@@ -33,7 +33,7 @@ MAY_GROW = {
     ("adamw_rest_rows", "rows", 0), ("adamw_rest_rows", "past", 0),
     ("matmul_packed", "y", 1), ("softmax in place", "y", 0), ("softmax in place", "y", 1),
     ("log_softmax in place", "y", 0), ("log_softmax in place", "y", 1), ("logsumexp", "x", 1),
-    ("cross_entropy", "z", 1), ("cross_entropy_bwd in place", "dz", 1),
+    ("cross_entropy", "z", 1), ("cross_entropy_bwd in place", "dz", 1), ("rope_at", "x", 1),
 }  # fmt: skip
 
 

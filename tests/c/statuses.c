@@ -88,6 +88,37 @@ static void attention(const cry_team *t, const cry_team *poor)
     refused("cache", cry_attention_with_cache(poor, y, in, k, z, &fits, 2, 0, 64), CRY_NO_SCRATCH);
 }
 
+static void windows(const cry_team *t, const cry_team *poor)
+{
+    float *y = out[0], *z = out[1];
+    cry_attention fits = {1, 4, 2, 4, 0.5f}, uneven_heads = {1, 4, 3, 4, 0.5f};
+    int64_t good[3] = {0, 5, R}, lengths[2] = {5, 8}, less[2] = {-1, 7}, *none = 0;
+    int64_t bad[4][3] = {{1, 5, R}, {0, 5, R - 1}, {0, R + 1, R}, {0, -1, R}};
+    for (int i = 0; i < 4; i++) {
+        const int64_t *at = bad[i];
+        refused("windows", cry_attention_windows(t, y, z, in, R, &fits, at, none, 2), CRY_BAD_SHAPE);
+        refused("windows_bwd", cry_attention_windows_bwd(t, y, in, in, in, in, R, &fits, at, none, 2),
+                CRY_BAD_SHAPE);
+    }
+    refused("windows", cry_attention_windows(t, y, z, in, R, &fits, good, lengths, 2), CRY_BAD_SHAPE);
+    refused("windows", cry_attention_windows(t, y, z, in, R, &fits, good, less, 2), CRY_BAD_SHAPE);
+    refused("windows", cry_attention_windows(t, y, z, in, R, &fits, good, none, -1), CRY_BAD_SHAPE);
+    refused("windows", cry_attention_windows(t, y, z, in, R, &uneven_heads, good, none, 2),
+            CRY_BAD_SHAPE);
+    refused("windows", cry_attention_windows(poor, y, z, in, R, &fits, good, none, 2), CRY_NO_SCRATCH);
+    cry_team less_shared = *t;
+    less_shared.shared_len = cry_need_windows(2) - 1;
+    refused("windows_bwd",
+            cry_attention_windows_bwd(&less_shared, y, in, in, in, in, R, &fits, good, none, 2),
+            CRY_NO_SCRATCH);
+    refused("rope_at", cry_rope_at(t, y, in, in, R, 8, 2, 3, ids, V, 0), CRY_BAD_SHAPE);
+    refused("rope_at", cry_rope_at(t, y, in, in, R, 8, 3, 4, ids, V, 0), CRY_BAD_SHAPE);
+    refused("rope_at", cry_rope_at(t, y, in, in, R, 8, 2, 4, wrong, V, 0), CRY_BAD_INDEX);
+    refused("rope_at", cry_rope_at(t, y, in, in, R, 8, 2, 4, ids, 0, 0), CRY_BAD_INDEX);
+    refused("rope_at_bf16", cry_rope_at_bf16(t, y, 0, in, in, R, 8, 2, 4, ids, V), CRY_BAD_ISA);
+    refused("rope_bwd_at_bf16", cry_rope_bwd_at_bf16(t, 0, y, in, in, R, 8, 2, 4, ids, V), CRY_BAD_ISA);
+}
+
 static void tables(const cry_team *t, const cry_team *poor)
 {
     float *y = out[0], *z = out[1], *l = out[2];
@@ -171,6 +202,7 @@ int main(void)
     products(&team, &poor);
     rows(&team, &poor);
     attention(&team, &poor);
+    windows(&team, &poor);
     tables(&team, &poor);
     some_rows(&team);
     momenta(&team, &poor);
