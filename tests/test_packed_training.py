@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from command import SMALL, invoke
 from conftest import TINY, prose
 from test_sequence_length import learnt, predictions
 from test_spheres_bits import commanded
@@ -20,7 +22,9 @@ from crystalline.api import training
 from crystalline.batches import Batch, Batches
 from crystalline.checkpoint import load_training
 from crystalline.config import ModelConfig
+from crystalline.errors import UsageError
 from crystalline.model import Decoder, Parameters, initialise
+from crystalline.progress import planned
 from crystalline.shards import TokenStore
 from crystalline.spheres.node_zero import NodeZero
 from crystalline.team import make_team
@@ -183,6 +187,18 @@ def test_other_losses_and_precisions_train_packed(
         run(folder, out, **options, packing=True, steps=STEPS, threads=threads)
         prints.append(fingerprint(out))
     assert prints[0] == prints[1]
+
+
+def test_the_command_takes_it_and_says_so(folder: Path, tmp_path: Path) -> None:
+    for option in ("--packing", "--no-packing"):
+        out = tmp_path / option
+        said = invoke("train", folder, "--out", out, *SMALL, "--steps", 2, option, "--json")
+        (plan,) = [e for e in map(json.loads, said.splitlines()) if e["event"] == "plan"]
+        assert (", packed" in dict(planned(plan))["training"]) == (option == "--packing")
+        state = load_training(out)[1]
+        assert state["recipe"]["packing"] is (option == "--packing")
+    with pytest.raises(UsageError, match="packing cannot change when resuming"):
+        crystalline.train(out=tmp_path / "--packing", resume=True, steps=4, packing=False)
 
 
 def test_generating_after_packed_training(undisturbed: dict[str, Any]) -> None:
