@@ -159,6 +159,7 @@ def test_a_setting_that_does_not_fit(train: Fails, args: str, says: str) -> None
     ("dim = = 3", "c.toml: not valid TOML"),
     ("loss = 'sample'", "c.toml: loss is 'sample', but must be one of full, sampled; choose"),
     ("samples = 40", "samples is 40, but loss is full; choose loss sampled"),
+    ("packing = 3", "c.toml: packing is 3, but must be true or false; choose true"),
 ])  # fmt: skip
 def test_a_file_of_settings_that_does_not_fit(
     train: Fails, tmp_path: Path, toml: str, says: str

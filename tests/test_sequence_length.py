@@ -18,6 +18,7 @@ from crystalline.api import training
 from crystalline.checkpoint import load_model, load_training, save_model
 from crystalline.errors import UsageError
 from crystalline.spheres.node_zero import NodeZero
+from crystalline.team import make_team
 
 LENGTHS = {4: 11, 9: 3, 12: 24, 13: 17}  # after a step: the length from there on
 
@@ -154,9 +155,16 @@ def test_resuming_between_lengths_gives_the_same_bits(
     assert fingerprint(parts) == fingerprint(whole)
 
 
-def test_validation_stays_comparable(text: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "options", [{}, {"loss": "sampled", "samples": 40}, {"precision": "bf16"}]
+)
+def test_validation_stays_comparable(
+    options: dict[str, Any], text: Path, tmp_path: Path
+) -> None:
     """At any training length it measures the same windows, to the same bits."""
-    with training(text, tmp_path / "m", **TINY, steps=STEPS) as trainer:
+    if options.get("precision") == "bf16" and not make_team(1).has_bf16:
+        pytest.skip("this CPU has no AVX512_BF16")
+    with training(text, tmp_path / "m", **TINY, **options, steps=STEPS) as trainer:
         node = trainer.start()
         node.pause()
         before = trainer.validate()

@@ -217,6 +217,8 @@ class Training:
         stream; returns that loss and its number of tokens."""
         B, total = self.recipe.batch_size, 0.0
         places = range(first, first + self.taken(first), B)
+        if not places:
+            raise ValueError(f"sequence {first} is behind the last one; nothing is left to train")
         batches = [self.batches.batch(place) for place in places]
         # Counted first: each micro-batch is weighted by its share of the whole step's tokens.
         count = sum(int((batch.targets >= 0).sum()) for batch in batches)
