@@ -70,7 +70,7 @@ def _measure(root: Path, files: int) -> dict[str, float]:
             queue_paths(store, [str(root / "texts")])
 
         def show() -> None:
-            list(store.provenance(store.find(str(root / "texts" / "0000" / "000007.txt")).id))
+            list(store.provenance(store.find(str(root / "texts" / "0001" / "001234.txt")).id))
 
         return {
             "add": files / _seconds(add),

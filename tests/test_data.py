@@ -342,11 +342,11 @@ def test_what_is_named_for_validation_is_not_learnt(tmp_path):
 
 
 def test_files_read_in_one_opening_are_those_that_are_collected(tmp_path):
-    for name, data in (
+    for name, content in (
         ("a", b"text"), ("b", "W\xf6rter\r\n".encode("utf-8-sig")), ("c", "zwei".encode("utf-16")),
         ("d", b"\0"), ("e", b""), ("f", b"\xff"), ("g", b"long " * 9), (".h", b"hidden"),
     ):  # fmt: skip
-        (tmp_path / name).write_bytes(data)
+        (tmp_path / name).write_bytes(content)
     (tmp_path / "link").symlink_to("a")
     (tmp_path / "nowhere").symlink_to("nothing")
     sources, skipped = collect(tmp_path, max_file_bytes=40)

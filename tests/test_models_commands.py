@@ -123,6 +123,9 @@ def test_a_damaged_one_does_not_hide_the_others(models: Path) -> None:
     (models / "a" / "state.db").write_bytes(b"damaged" * 1000)
     out = invoke("models", "list")
     assert "not a database" in out and "\nb " in out
+    invoke("models", "rename", "a", "c")
+    invoke("models", "delete", "c", "--yes")
+    assert model_names() == ["b"]
 
 
 def test_names_and_paths(models: Path, tmp_path: Path, fails: Fails) -> None:
