@@ -70,7 +70,7 @@ memcheck: $(VENV)/tested
 
 ## kill: a hundred kill -9 in one training, each time resumed; the short version is in `make test`
 kill: $(VENV)/tested
-	CRYSTALLINE_KILLS=100 $(BIN)/python -m pytest -q -s tests/test_kill.py
+	CRYSTALLINE_KILLS=100 $(BIN)/python -m pytest -q -s tests/test_kill.py tests/test_store_kill.py
 
 ## soak: a thousand epochs, hundreds of starts and stops, every crew; short versions are in `make test`
 soak: $(VENV)/tested
