@@ -71,7 +71,8 @@ memcheck: $(VENV)/tested
 
 ## kill: two hundred kill -9 in one training, each time resumed; the short version is in `make test`
 kill: $(VENV)/tested
-	CRYSTALLINE_KILLS=200 $(BIN)/python -m pytest -q -s tests/test_kill.py
+	CRYSTALLINE_KILLS=200 $(BIN)/python -m pytest -q -s tests/test_kill.py tests/test_store_kill.py \
+	  tests/test_feed.py -k kill
 
 ## smollm2: a real model (98 MB from PyPI) imported, compared with transformers, exported, and trained
 ## on the King James Bible where Debian's bible-kjv is installed

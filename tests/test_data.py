@@ -10,7 +10,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from crystalline import data
-from crystalline.data import Piece, Source, collect, split
+from crystalline.data import (
+    Piece,
+    Skipped,
+    Source,
+    Unusable,
+    collect,
+    find_files,
+    read_file,
+    split,
+)
 from crystalline.errors import DataError
 
 
@@ -330,3 +339,27 @@ def test_what_is_named_for_validation_is_not_learnt(tmp_path):
     assert val == [Piece(named[0])]
     with pytest.raises(DataError, match="also held out"):
         split(sources[1:2], named)
+
+
+def test_files_read_in_one_opening_are_those_that_are_collected(tmp_path):
+    for name, content in (
+        ("a", b"text"), ("b", "W\xf6rter\r\n".encode("utf-8-sig")), ("c", "zwei".encode("utf-16")),
+        ("d", b"\0"), ("e", b""), ("f", b"\xff"), ("g", b"long " * 9), (".h", b"hidden"),
+    ):  # fmt: skip
+        (tmp_path / name).write_bytes(content)
+    (tmp_path / "link").symlink_to("a")
+    (tmp_path / "nowhere").symlink_to("nothing")
+    sources, skipped = collect(tmp_path, max_file_bytes=40)
+    found, left = find_files(tmp_path, max_file_bytes=40)
+    texts = {}
+    for file in found:
+        try:
+            text, read = read_file(file.path)
+            assert read == file
+            texts[file.path] = text
+        except Unusable as error:
+            left.append(Skipped(file.path, str(error)))
+    assert texts == {source.path: source.read() for source in sources}
+    assert sorted(left, key=lambda one: one.path) == sorted(skipped, key=lambda one: one.path)
+    with pytest.raises(Unusable, match="oversized"):
+        read_file(str(tmp_path / "g"), max_file_bytes=40)

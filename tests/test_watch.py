@@ -221,6 +221,27 @@ def test_a_folder_may_vanish_and_come_back(folder: Path, seen: Seen, start: Star
     assert watcher._thread.is_alive()
 
 
+def test_a_folder_that_looks_like_the_one_before_it(
+    folder: Path, seen: Seen, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """File systems give numbers again: then only the event tells that the folder is another."""
+    real = Watcher._present
+    first: list[Any] = []
+
+    def always_the_same(self: Watcher) -> Any:
+        first.append(first[0] if first else real(self))
+        return first[0]
+
+    monkeypatch.setattr(Watcher, "_present", always_the_same)
+    start()
+    time.sleep(0.7)
+    shutil.rmtree(folder)
+    folder.mkdir()
+    time.sleep(0.7)
+    aged(folder / "a.txt", "one")
+    seen.wait("a.txt")
+
+
 def test_files_that_vanish_and_cannot_be_read(folder: Path, seen: Seen, start: Start) -> None:
     start(settle=1.0)
     time.sleep(0.5)

@@ -20,6 +20,7 @@ from crystalline.files import sync_folder
 from crystalline.store.schema import APPLICATION, FORMAT, STEPS
 
 NAME = "state.db"
+MOVED = "the model was renamed or deleted meanwhile; name it again"
 WAIT = 60.0  # seconds for another writer; each holds the file for a fraction of one
 CACHE_KIB = 64 << 10
 WAL_PAGES = 4000  # of 4 KiB, after which they are copied into the file itself
@@ -32,6 +33,13 @@ class Database:
 
     def __init__(self, path: str, db: sqlite3.Connection) -> None:
         self.path, self.db = path, db
+        self._file = self._identity()
+
+    def _identity(self) -> tuple[int, int] | None:
+        with contextlib.suppress(OSError):
+            status = os.stat(self.path)
+            return status.st_dev, status.st_ino
+        return None
 
     @classmethod
     def open(
@@ -82,6 +90,8 @@ class Database:
         with told(self.path):
             self.db.execute("BEGIN IMMEDIATE")
             try:
+                if self._identity() != self._file:  # SQLite would go on writing to a deleted file
+                    raise StoreError(f"{shown(self.path)}: {MOVED}")
                 yield self.db
                 self.db.execute("COMMIT")
             except BaseException:
@@ -220,9 +230,6 @@ def told(path: str) -> Iterator[None]:
 
 
 def _reason(code: int, error: sqlite3.Error) -> str:
-    moved = getattr(sqlite3, "SQLITE_READONLY_DBMOVED", None)
-    if code == moved:
-        return "the model was renamed or deleted meanwhile; name it again"
     reasons = {
         sqlite3.SQLITE_FULL: "the disk is full; free some space; nothing of this was written",
         sqlite3.SQLITE_READONLY: "may not be written; allow it, or use a copy",

@@ -119,8 +119,10 @@ def pack(arrival: Arrival) -> Packed:
     return Packed(digest, len(data), smaller, kept, arrival.source, arrival.file)
 
 
-def unpack(wanted: bytes, packed: bool, body: bytes) -> str:
+def unpack(wanted: bytes, packed: bool, body: bytes | None) -> str:
     """The text again.  ValueError if it is not the one with the hash ``wanted``."""
+    if body is None:
+        raise ValueError("missing")
     try:
         data = zlib.decompress(body) if packed else body
     except zlib.error as error:

@@ -195,10 +195,10 @@ def sweep(root: Path) -> None:
 @contextlib.contextmanager
 def _quiet(folder: Path) -> Iterator[None]:
     """Nobody writes to the queue meanwhile; who comes later is told that the model has gone."""
-    if not (folder / database.NAME).exists():
-        yield
-        return
-    with Store.open(folder) as store, store.transaction():
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(StoreError):  # there is none, or it is damaged: nobody can write
+            store = stack.enter_context(Store.open(folder))
+            stack.enter_context(store.transaction())
         yield
 
 

@@ -183,10 +183,10 @@ class Queue(Database):
             )
         taken = []
         for i in ids:
-            (hash, size, weight, packed, body), = self.rows(
+            hash, size, weight, packed, body = self.rows(
                 "SELECT hash, bytes, weight, packed, body FROM documents "
-                "JOIN contents ON document = id WHERE id = ?", (i,)
-            )  # fmt: skip
+                "LEFT JOIN contents ON document = id WHERE id = ?", (i,)
+            )[0]  # fmt: skip
             try:
                 taken.append(Leased(i, hash.hex(), unpack(hash, packed, body), size, weight))
             except ValueError as error:

@@ -116,6 +116,7 @@ def _tokens(folder: Path, store: Store | None) -> Iterator[Check]:
     if _place(folder, 0).exists():
         said.setdefault(0, "")
     documents = tokens = 0
+    known = store is not None  # where a segment begins: not behind one that cannot be read
     for number, fingerprint in sorted(said.items()):
         place = _place(folder, number)
         problems, found = _tried(partial(_shards, place))
@@ -125,9 +126,10 @@ def _tokens(folder: Path, store: Store | None) -> Iterator[Check]:
             detail = f"{plural(len(offsets) - 1, 'document')}, {offsets[-1]:,} tokens: agree"
             if fingerprint not in ("", its_own):
                 problems = (f"{place}: not the tokens that state.db knows; {REMEDY}",)
-            elif store and not _agrees(store, number, documents, offsets + tokens):
+            elif store and known and not _agrees(store, number, documents, offsets + tokens):
                 problems = (f"{place}: has other documents than state.db knows; {REMEDY}",)
             documents, tokens = documents + len(offsets) - 1, tokens + int(offsets[-1])
+        known = known and found is not None
         yield Check(name, detail, problems)
 
 
