@@ -107,7 +107,8 @@ def training(
 
     Its folder is held until the end of the block, which stops what still runs, with a checkpoint.
     """
-    begun = time.monotonic() if begun is None else begun
+    called = time.monotonic()
+    begun = called if begun is None else begun
     tell = on_event or (lambda event: None)
     merged = load_toml(config) if config is not None else {}
     given = {k: v for k, v in options.items() if v is not None}
@@ -126,7 +127,7 @@ def training(
         if resume:
             trainer = _resumed(folder, said, merged, tell)
         else:
-            trainer = _created(paths or (), folder, said, begun, tell)
+            trainer = _created(paths or (), folder, said, (begun, called), tell)
         try:
             yield trainer
         finally:
@@ -174,9 +175,11 @@ def _created(
     paths: PathLike | Iterable[PathLike],
     folder: Path,
     said: TrainConfig,
-    begun: float,
+    clock: tuple[float, float],
     tell: OnEvent,
 ) -> Trainer:
+    """``clock``: when the minutes began, and when the libraries were loaded."""
+    begun, called = clock
     crew = _crew(said)
     team = crew.team
     if said.dim is not None or said.preset is not None:
@@ -222,7 +225,7 @@ def _created(
     trainer = Trainer.create(folder, config, recipe, tokenizer, crew, course, tell)
     trainer.options = asdict(said) | {"choice": choice.described()}
     if minutes is not None and choice.pace is not None:
-        trainer.aim(begun + 60 * minutes, choice.pace.step(recipe))
+        trainer.aim(begun + 60 * minutes, choice.pace.step(recipe), called - begun)
     _tell_plan(trainer, tell, base)
     return trainer
 
