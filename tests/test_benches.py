@@ -150,3 +150,22 @@ def test_what_others_use_is_told_from_the_machines_clock_and_ones_own(
     monkeypatch.setattr(undisturbed.time, "perf_counter", iter([1.0, 3.0]).__next__)
     # 3 seconds by programs and 1 taken by the hypervisor, 3 of them ours, in 2 seconds.
     assert undisturbed.observed(lambda: "done") == ("done", 0.5)
+
+
+def test_ladder(tmp_path: Path, undisturbed: Any) -> None:
+    module = importlib.import_module("ladder")
+    main = module.main
+    candidate = "dim=16 layers=1 seq_len=16 batch_size=2 vocab_size=300"
+    speeds, results = str(tmp_path / "speeds.json"), tmp_path / "results.jsonl"
+
+    def ladder(*words: str) -> str:
+        done = CliRunner().invoke(main, words, catch_exceptions=False)
+        assert done.exit_code == 0, done.output
+        return done.output
+
+    assert "tokens/s" in ladder("speeds", speeds, candidate, "--samples", "1")
+    pace = json.loads(Path(speeds).read_text())[candidate]
+    ladder("run", speeds, str(results), "--seconds", str(module.OVERHEAD + 3 * pace))
+    row = json.loads(results.read_text())
+    assert row["steps"] == 3 and row["candidate"] == candidate and row["bits_per_byte"] > 0
+    assert CliRunner().invoke(main, ["speeds", speeds, "width=16"]).exit_code == 2

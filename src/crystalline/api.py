@@ -102,7 +102,8 @@ def training(
 
     Its folder is held until the end of the block, which stops what still runs, with a checkpoint.
     """
-    begun = time.monotonic() if begun is None else begun
+    called = time.monotonic()
+    begun = called if begun is None else begun
     tell = on_event or (lambda event: None)
     merged = load_toml(config) if config is not None else {}
     given = {k: v for k, v in options.items() if v is not None}
@@ -125,7 +126,7 @@ def training(
             trainer = resumed(folder, said, given, merged, crew_of(said), claim, tell, at)
             tell_plan(trainer, tell, base, "as it was begun")
         else:
-            trainer = _created(paths or (), folder, said, begun, claim, tell)
+            trainer = _created(paths or (), folder, said, (begun, called), claim, tell)
         try:
             yield trainer
         finally:
@@ -140,10 +141,12 @@ def _created(
     paths: PathLike | Iterable[PathLike],
     folder: Path,
     said: TrainConfig,
-    begun: float,
+    clock: tuple[float, float],
     claim: Claim,
     tell: OnEvent,
 ) -> Trainer:
+    """``clock``: when the minutes began, and when the libraries were loaded."""
+    begun, called = clock
     crew = crew_of(said)
     team = crew.team
     start = starting_point(folder, said)
@@ -184,7 +187,7 @@ def _created(
         sequences = trainer.batches.end or 1
         trainer.progress.course = Course(-(-sequences // recipe.sequences))
     if minutes is not None and choice.pace is not None:
-        trainer.aim(begun + 60 * minutes, choice.pace.step(recipe))
+        trainer.aim(begun + 60 * minutes, choice.pace.step(recipe), called - begun)
     tell_plan(trainer, tell, base, why, start)
     return trainer
 

@@ -35,7 +35,8 @@ from crystalline.training import VALIDATION_TOKENS, Event, Training
 
 Tell = Callable[[SphereMessage], None]
 
-LEAVE_SECONDS = 0.2  # from the end of the last checkpoint to that of the process
+LEAVE_SECONDS = 0.2  # from the end of the last checkpoint to that of the process, at least, and
+LEAVE_SHARE = 0.2  # of the time that loading the libraries took
 ADAPT_STEPS = 50  # between two looks at how evenly the threads are loaded
 
 
@@ -97,16 +98,17 @@ class Trainer(Training):
             self.node = node = NodeZero(self, new)
         return node
 
-    def aim(self, deadline: float, pace: float) -> None:
+    def aim(self, deadline: float, pace: float, loading: float = 0.0) -> None:
         """Sets the end so that the process is over at ``deadline`` (time.monotonic), if a step
-        takes ``pace`` seconds; its clock goes on telling."""
+        takes ``pace`` seconds; its clock goes on telling.  ``loading`` is how long the libraries
+        took to load: a measure of how long the process takes to end."""
         p, held = self.progress, self.store.val.tokens
         # Going forward is a third of the work of a step.
         one = self.recipe.sequences * self.config.seq_len
         validation = min(held, VALIDATION_TOKENS) / one * pace / 3
         if held > 2 * VALIDATION_TOKENS:
             self.pacing.whole = held / VALIDATION_TOKENS
-        self.pacing.leave_seconds = LEAVE_SECONDS
+        self.pacing.leave_seconds = max(LEAVE_SECONDS, LEAVE_SHARE * loading)
         p.course = self.pacing.aim(deadline, p.course, pace, validation)
 
     # --- what Node Zero calls, on its thread ------------------------------------------------------

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 MIB = 1 << 20
 MB = 1e6
 # Measured, in bytes: what is added to a process that has loaded the libraries.
-WORKING = 11 * MIB  # their code as it is used, threads, the interpreter's own
-LEFTOVERS = 5.0, 2.0 * MB  # for each byte of text, of so many at most, that cannot be given back
+WORKING = 10 * MIB  # their code as it is used, threads, the interpreter's own
+LEFTOVERS = 13 * MIB, 500_000  # of making tokens, from so many on, that cannot be given back
 A_WORD = 1200  # of the vocabulary: the tokenizer's tables, and their text in every checkpoint
 A_WORD_SAMPLED = 400  # more with the sampled loss
 A_SEQUENCE = 100  # of an epoch: where it begins, and the order
@@ -115,8 +115,9 @@ def memory(c: ModelConfig, recipe: Recipe, team: Team, text: Text, base: int) ->
     """The forecast for a process that holds ``base`` bytes when it begins, libraries loaded."""
     width = 2 if c.vocab_size <= 1 << 16 else 4
     word = A_WORD + (A_WORD_SAMPLED if recipe.samples else 0)
+    left, many = LEFTOVERS
     training = {
-        "libraries": base + WORKING + _of(text, 0, *LEFTOVERS),
+        "libraries": base + WORKING + round(left * min(1.0, text.tokens / many)),
         **arenas(c, recipe, team),
         "vocabulary": word * c.vocab_size,
         "tokens": width * text.tokens,

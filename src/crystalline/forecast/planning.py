@@ -72,6 +72,7 @@ def forecast(
     if processes not in PROCESSES:
         rule = f"each owns as many of the {GROUPS} groups"
         refuse("processes", processes, rule, ", ".join(map(str, PROCESSES)))
+    base, room = resident(), available() + resident()  # before anything is tried
     corpus = _corpus(list(paths), said)
     team = make_team(said.threads)
     config, recipe, pace, reason = _chosen(said, params, corpus, team)
@@ -79,8 +80,7 @@ def forecast(
     check_precision(config, team, recipe.precision)
     own = replace(recipe, batch_size=_of_one(recipe.batch_size, processes))
     length = _length(said, config, recipe, corpus, pace, processes)
-    need = memory(config, own, team, _text(corpus, config, said), resident())
-    room = available() + resident()
+    need = memory(config, own, team, _text(corpus, config, said), base)
     P = parameter_count(config)
     return {
         "config": asdict(config), "parameters": P, "parts": _parts(config),

@@ -22,9 +22,20 @@ def size(n: float) -> str:
     return f"{n / 1024:.0f} KiB"
 
 
+def count(n: float) -> str:
+    """Parameters and tokens: 135 M, 10.0 B."""
+    return short(n).replace(" G", " B")
+
+
+def lasts(seconds: float) -> str:
+    """A time that may be very long."""
+    years = seconds / (365.25 * 86400)
+    return f"{years:,.1f} years" if years >= 2 else clock(seconds)
+
+
 def view(f: dict[str, Any]) -> RenderableType:
     """The whole forecast."""
-    return Group(_rows(model_rows(f)), "", _memory(f), "", _rows(time_rows(f)))
+    return Group(_rows(model_rows(f)), "", *_memory(f), "", _rows(time_rows(f)))
 
 
 def model_rows(f: dict[str, Any]) -> list[tuple[str, str]]:
@@ -33,12 +44,12 @@ def model_rows(f: dict[str, Any]) -> list[tuple[str, str]]:
     kv = f" ({c['kv_heads']} key/value)" if c["kv_heads"] != c["heads"] else ""
     asked = f["params_asked"]
     off = "" if asked is None else f", {100 * (f['parameters'] / asked - 1):+.1f} % of those asked"
-    parts = ", ".join(f"{name} {short(n)}" for name, n in f["parts"].items())
+    parts = ", ".join(f"{name} {count(n)}" for name, n in f["parts"].items())
     batch = f"{r['batch_size']} x {c['seq_len']} tokens"
     batch += f" x {r['accumulate']} accumulated" if r["accumulate"] > 1 else ""
     loss = f", loss over {r['samples']:,} sampled tokens" if r["samples"] else ""
     rows = [
-        ("model", f"{short(f['parameters'])} parameters{off}: {plural(c['layers'], 'layer')}, "
+        ("model", f"{count(f['parameters'])} parameters{off}: {plural(c['layers'], 'layer')}, "
          f"width {c['dim']}, {plural(c['heads'], 'head')}{kv}, feed-forward {c['hidden']}, context "
          f"{c['seq_len']}, vocabulary {c['vocab_size']:,}"),
         ("parts", parts),
@@ -58,14 +69,18 @@ def time_rows(f: dict[str, Any]) -> list[tuple[str, str]]:
     """How long it takes, and what it leaves on the disk."""
     at, d, n = f["length"], f["disk"], f["processes"]
     epochs = "" if at["epochs"] is None else f", {at['epochs']:.1f} passes over the text"
-    tried = f"by trying {100 * f['tried']:.0f} %" if f["tried"] < 0.995 else "by trying some steps"
+    tried = f"by trying {100 * f['tried']:.0f} % of a batch"
+    if f["tried"] < 0.01:
+        tried = "by trying a small part of it"
+    elif f["tried"] > 0.995:
+        tried = "by trying some steps"
     ideal = f"; ideal, if {n} processes divide the work without loss" if n > 1 else ""
     total = d["checkpoint"] + d["best"] + d["tokens"]
     tokens = f", tokens {size(d['tokens'])}" if d["tokens"] else ""
     return [
         ("speed", f"{f['tokens_per_s']:,.0f} tokens/s on {plural(f['threads'], 'thread')}"
          f"{' each' if n > 1 else ''}, {f['isa']}: {tried}{ideal}"),
-        ("time", f"{clock(at['seconds'])} for {short(at['tokens'])} tokens ({at['by']}), "
+        ("time", f"{lasts(at['seconds'])} for {count(at['tokens'])} tokens ({at['by']}), "
          f"{plural(at['steps'], 'step')}{epochs}: {at['tokens_per_parameter']:.2g} tokens a "
          "parameter"),
         ("disk", f"{size(total)}: checkpoint {size(d['checkpoint'])}, best weights "
@@ -84,7 +99,8 @@ def _rows(rows: list[tuple[str, str]]) -> Table:
     return table
 
 
-def _memory(f: dict[str, Any]) -> Table:
+def _memory(f: dict[str, Any]) -> list[RenderableType]:
+    """The peak, and a bar for each purpose."""
     m = f["memory"]
     table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
     table.add_column(no_wrap=True)
@@ -93,8 +109,8 @@ def _memory(f: dict[str, Any]) -> Table:
     training = sum(m["training"].values())
     longest = max(m["training"].values())
     each = f" of each of {f['processes']} processes" if f["processes"] > 1 else ""
-    table.add_row(Text("memory", style="bold cyan"), Text(size(m["peak"]), style="bold"),
-                  f"at the peak{each}; {size(m['available'])} available")  # fmt: skip
+    head = Text.assemble(("memory  ", "bold cyan"), (size(m["peak"]), "bold"),
+                         f" at the peak{each}; {size(m['available'])} available")  # fmt: skip
     for name, n in m["training"].items():
         if n:
             bar = max(1, round(BAR * n / longest))
@@ -102,4 +118,4 @@ def _memory(f: dict[str, Any]) -> Table:
     for name, n in m["before"].items():
         if n > training:
             table.add_row(f"  {name}", size(n), "before training: that is the peak")
-    return table
+    return [head, table]
