@@ -151,6 +151,11 @@ def _created(
     val_sources, val_skipped = collect(said.val) if said.val else (None, [])
     skipped = [*skipped, *val_skipped]
     train_pieces, val_pieces = split(sources, val_sources)
+    if said.patience and not val_pieces:
+        raise UsageError(
+            f"patience is {said.patience}, but the text is too short to hold any of it out, and "
+            "nothing will be validated; give val, or leave out patience"
+        )
     size = sum(piece.size for piece in train_pieces)
     tell({"event": "data", "files": len(sources), "bytes": sum(s.size for s in sources),
           "skipped": [asdict(s) for s in skipped]})  # fmt: skip
