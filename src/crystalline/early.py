@@ -53,7 +53,7 @@ def go_on(training: Training) -> None:
 
 def model_to_save(training: Training) -> tuple[int, Mapping[str, Floats], dict[str, Any]]:
     """The step and the weights of the model's file, and the tensors that go beside the moments."""
-    p, last = training.progress, training.weights.named
+    p, last = training.progress, training.offered.named
     done = p.step >= p.course.steps
     if not (training.recipe.patience and done and p.best is not None and p.best_step != p.step):
         return p.step, last, {}

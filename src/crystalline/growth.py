@@ -59,13 +59,13 @@ def add_layers(trainer: Trainer, layers: int) -> None:
     check_memory(config, r.batch_size, config.seq_len, trainer.team, *r.kind)
     trainer.saving.keep_before(LAYERS)
     trainer.optimizer.settle()
-    weights, beside, updates = trainer.weights, trainer.beside(), trainer.optimizer.t
+    offered, beside, updates = trainer.offered, trainer.beside(), trainer.optimizer.t
     trainer.config = config
     trainer.plan_model()
     begin_layers(trainer.weights, before.layers, r.seed)
-    # What stands beside the new layers' weights, their moments, is zero.
-    beside = {name: beside.get(name, zero) for name, zero in trainer.beside().items()}
-    trainer.load(trainer.weights.named | weights.named, beside, updates)
+    # What stands beside the new layers' weights is as at the beginning: moments of zero.
+    beside = {name: beside.get(name, new) for name, new in trainer.beside().items()}
+    trainer.load(trainer.weights.named | offered.named, beside, updates)
     trainer.plan_decoder()
     trainer.saving.changed = True
     trainer.show_again()

@@ -137,9 +137,9 @@ class Saving:
         """Keeps the weights of now as the best model; if that fails, in memory until it can be."""
         try:
             self._ensure_folder()
-            self._write_best(self.trainer.weights.named)
+            self._write_best(self.trainer.offered.named)
         except CheckpointError as error:
-            self._best = {name: w.copy() for name, w in self.trainer.weights.named.items()}
+            self._best = {name: w.copy() for name, w in self.trainer.offered.named.items()}
             self.warn(f"{error}; the best model so far is written with the next checkpoint")
 
     def warn(self, message: str) -> None:

@@ -88,6 +88,11 @@ class Training:
         self.saved_step = self.model_step = -1  # of the checkpoint this process wrote last
         self.stats = SphereStats(self.team, crew.hierarchy)
 
+    @property
+    def offered(self) -> Parameters:
+        """What is validated, kept as the best and exported."""
+        return self.weights
+
     def plan_model(self) -> None:
         """What depends on the model's size: weights, gradients and moments."""
         self.weights, self.gradients = Parameters(self.config), Parameters(self.config)
@@ -149,7 +154,7 @@ class Training:
         return trainer
 
     def load(self, model: Mapping[str, Floats], beside: Mapping[str, Floats], updates: int) -> None:
-        """Takes over the weights of the last step, and what ``beside`` gave after ``updates``."""
+        """Takes over what was ``offered`` at the last step, and what ``beside`` gave then."""
         self.weights.load(model)
         self.optimizer.load(beside, updates)
 
@@ -253,7 +258,7 @@ class Training:
 
     def save_best(self) -> None:
         """Keeps the weights of now as the best model."""
-        save_model(self.out / BEST, self.config, self.tokenizer, self.weights.named)
+        save_model(self.out / BEST, self.config, self.tokenizer, self.offered.named)
 
     def save(self) -> None:
         """Writes the checkpoint: model, moments and state."""
