@@ -35,8 +35,8 @@ from crystalline.plan import (
     choose_recipe,
     machine_flops,
 )
-from crystalline.resuming import SAVING, resumed
-from crystalline.saving import SavePlan
+from crystalline.resuming import resumed
+from crystalline.saving import save_plan
 from crystalline.schedule import Course
 from crystalline.shards import TokenStore, write_shards
 from crystalline.spheres.crew import Crew, make_crew
@@ -186,9 +186,7 @@ def _created(
     trainer = Trainer.create(folder, config, recipe, tokenizer, crew, course, tell)
     trainer.options = asdict(said)
     trainer.progress.evaluation_interval = said.evaluation_interval or 0
-    plan = {name: getattr(said, name) for name in SAVING}
-    trainer.saving.plan = SavePlan(**{name: value for name, value in plan.items() if value})
-    trainer.saving.claim = claim
+    trainer.saving.plan, trainer.saving.claim = save_plan(trainer.options), claim
     if minutes is not None:
         trainer.aim(begun + 60 * minutes)
     _tell_plan(trainer, tell)

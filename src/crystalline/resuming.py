@@ -16,7 +16,7 @@ from crystalline._queue import SphereMessage
 from crystalline.claim import Claim
 from crystalline.config import TrainConfig
 from crystalline.errors import UsageError
-from crystalline.saving import SavePlan
+from crystalline.saving import save_plan
 from crystalline.schedule import Course
 from crystalline.settings import perform
 from crystalline.spheres.crew import Crew
@@ -62,11 +62,10 @@ def resumed(
     """
     trainer = Trainer.resume(folder, crew, tell, at)
     trainer.saving.claim = claim
-    options = trainer.options
-    trainer.saving.plan = SavePlan(**{k: options[k] for k in SAVING if options.get(k) is not None})
+    trainer.saving.plan = save_plan(trainer.options)
     trainer.saving.go_back(at)
     now = _now(trainer)
-    before = options | {"val": tuple(options.get("val", ()))}
+    before = trainer.options | {"val": tuple(trainer.options.get("val", ()))}
     new = {}
     for name in merged:
         value = getattr(said, name)

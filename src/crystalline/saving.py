@@ -8,8 +8,9 @@ error, after waiting as long as the training took that would be lost.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
 
 from crystalline import kept
 from crystalline.checkpoint import save_model
@@ -36,6 +37,12 @@ class SavePlan:
     save_minutes: float = 0.0  # and when so many have passed since the last
     keep: int = 0  # of the last ones
     milestones: int = 0  # a checkpoint that is kept for ever after every so many steps
+
+
+def save_plan(options: Mapping[str, Any]) -> SavePlan:
+    """The plan in a training's options; None is what was not said."""
+    said = {field.name: options.get(field.name) for field in fields(SavePlan)}
+    return SavePlan(**{name: value for name, value in said.items() if value is not None})
 
 
 class Saving:
