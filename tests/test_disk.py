@@ -10,6 +10,7 @@ import contextlib
 import os
 import resource
 import shutil
+import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -169,6 +170,26 @@ def test_at_the_end_it_waits_for_room(
     crystalline.train(made["text"], out, on_event=on_event, **SAID)
     assert ends == [STEPS]
     check(made, fault, out, "it is tried again for")
+
+
+def test_who_does_not_wait_at_the_end_need_not(made: dict[str, Any], disk: Path) -> None:
+    """Ctrl-C twice, while it waits for room."""
+    out = disk / "m"
+
+    def on_event(event: dict[str, Any]) -> None:
+        fault(event)
+        if event["event"] == "warning" and "this was the end" in event["message"]:
+            handler = signal.getsignal(signal.SIGINT)
+            assert callable(handler)
+            handler(signal.SIGINT, None)  # the first, noted; the second goes to the main thread
+            os.kill(os.getpid(), signal.SIGINT)
+
+    fault = Fault(lambda: fill(disk), lambda: None, out)
+    with training(made["text"], out, on_event=on_event, **SAID) as trainer:
+        trainer.saving._saved_seconds = -1e6  # as if days were to be lost
+        with pytest.raises(KeyboardInterrupt):
+            trainer.run()
+    assert load_training(out)[1]["progress"]["step"] == 4
 
 
 def test_the_command_on_a_disk_that_stays_full(disk: Path, text_file: Path) -> None:

@@ -124,6 +124,13 @@ def test_stopped_and_resumed_it_ends_at_the_same_step(
     }
 
 
+def test_patience_without_anything_to_validate_on_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("a")
+    with pytest.raises(UsageError, match="patience is 3, but the text is too short to hold any"):
+        run(tmp_path / "a", tmp_path / "m", patience=3)
+    assert not (tmp_path / "m").exists()
+
+
 def test_evenly_spread_validations_count_too(made: dict[str, Any], tmp_path: Path) -> None:
     said = made["said"] | {"evaluation_interval": 0, "patience": 2}
     events = run(made["text"], tmp_path / "m", **said)

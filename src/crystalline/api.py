@@ -27,6 +27,7 @@ from crystalline.plan import (
     DEFAULT_MINUTES,
 )
 from crystalline.resuming import resumed
+from crystalline.saving import save_plan
 from crystalline.schedule import Course
 from crystalline.shards import TokenStore, write_shards
 from crystalline.start import holds_model, starting_point
@@ -160,6 +161,11 @@ def _created(
     sources, doubles = texts.once(sources, val_sources or ())
     skipped += doubles
     train_pieces, val_pieces = split(sources, val_sources)
+    if said.patience and not val_pieces:
+        raise UsageError(
+            f"patience is {said.patience}, but the text is too short to hold any of it out, and "
+            "nothing will be validated; give val, or leave out patience"
+        )
     size = sum(piece.size for piece in train_pieces)
     tell({"event": "data", "files": len(sources), "bytes": sum(s.size for s in sources),
           "skipped": [asdict(s) for s in skipped]})  # fmt: skip
@@ -181,7 +187,7 @@ def _created(
     trainer = Trainer.create(folder, config, recipe, tokenizer, crew, course, tell, start=start)
     trainer.options = asdict(said) | {"choice": choice.described()}
     trainer.progress.evaluation_interval = said.evaluation_interval or 0
-    trainer.saving.keep_to(said, claim)
+    trainer.saving.plan, trainer.saving.claim = save_plan(trainer.options), claim
     if said.epochs is not None:
         trainer.batches.limit(said.epochs)
         sequences = trainer.batches.end or 1

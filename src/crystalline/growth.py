@@ -64,8 +64,8 @@ def add_layers(trainer: Trainer, layers: int) -> None:
     begin_layers(trainer.weights, before.layers, trainer.recipe.seed)
     if trainer.average is not None:
         trainer.average.start()
-    # What stands beside the new layers' weights, their moments, is zero.
-    beside = {name: beside.get(name, zero) for name, zero in trainer.beside().items()}
+    # What stands beside the new layers' weights is as at the beginning: moments of zero.
+    beside = {name: beside.get(name, new) for name, new in trainer.beside().items()}
     trainer.load(trainer.offered.named | offered.named, beside, updates)
     trainer.plan_batches()
     trainer.saving.changed = True

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from crystalline.checkpoint import CHECKSUMS, COMMIT, load_model, save_model
+from crystalline.checkpoint import CHECKSUMS, COMMIT, CONFIG, load_model, save_model
 from crystalline.errors import CheckpointError, UsageError
 from crystalline.files import CHUNK, make_folder, parse_manifest, sync_folder, write_durably
 
@@ -69,8 +69,10 @@ def keep(out: Path, step: int, why: str) -> None:
     parent = out / FOLDER
     path, beside = parent / f"step-{step:08d}", parent / f".step-{step:08d}.new"
     for one in listed(out):
-        if one.step == step and why == LAST:  # what is for ever stays so
-            why = one.why
+        if one.step == step and why != LAYERS:
+            if one.why == LAYERS and not _same_size(one.path, out):
+                return  # that of before is not to be had again
+            why = one.why if why == LAST else why  # what is for ever stays so
     try:
         make_folder(os.fspath(parent))
         sweep(out)
@@ -116,6 +118,11 @@ def sweep(out: Path) -> None:
     """Removes what a crash left of a folder that was being made or removed."""
     for path in (out / FOLDER).glob(".step-*"):
         shutil.rmtree(path)
+
+
+def _same_size(a: Path, b: Path) -> bool:
+    """Whether two folders hold models of one configuration."""
+    return (a / CONFIG).read_bytes() == (b / CONFIG).read_bytes()
 
 
 def _remove(path: Path) -> None:

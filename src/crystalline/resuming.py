@@ -17,7 +17,7 @@ from crystalline.claim import Claim
 from crystalline.config import TrainConfig
 from crystalline.errors import UsageError
 from crystalline.pipeline.ingest import segments_of
-from crystalline.saving import SAVING
+from crystalline.saving import SAVING, save_plan
 from crystalline.schedule import Course
 from crystalline.settings import perform
 from crystalline.spheres.crew import Crew
@@ -62,11 +62,11 @@ def resumed(
     back.  Raises UsageError for what cannot change, and then nothing has.
     """
     trainer = Trainer.resume(folder, crew, tell, at, segments_of(folder))
-    options = trainer.options
-    trainer.saving.resume(claim)
+    trainer.saving.claim = claim
+    trainer.saving.plan = save_plan(trainer.options)
     trainer.saving.go_back(at)
     now = _now(trainer)
-    before = options | {"val": tuple(options.get("val", ()))}
+    before = trainer.options | {"val": tuple(trainer.options.get("val", ()))}
     new = {}
     for name in merged:
         value = getattr(said, name)

@@ -8,13 +8,13 @@ error, after waiting as long as the training took that would be lost.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
 
 from crystalline import kept
 from crystalline.checkpoint import save_model
 from crystalline.claim import Claim
-from crystalline.config import TrainConfig
 from crystalline.errors import CheckpointError, CrystallineError
 from crystalline.layers import Floats
 from crystalline.rescue import Rescue
@@ -28,9 +28,6 @@ WAIT_SECONDS = 600.0  # at the end for a disk to have room again, at most
 LOOK_SECONDS = 1.0  # between two tries then
 
 
-SAVING = ("save_steps", "save_minutes", "keep", "milestones")  # options
-
-
 @dataclass(frozen=True)
 class SavePlan:
     """What the user said of checkpoints; 0 where nothing.  Neither steps nor minutes: by the time
@@ -40,6 +37,15 @@ class SavePlan:
     save_minutes: float = 0.0  # and when so many have passed since the last
     keep: int = 0  # of the last ones
     milestones: int = 0  # a checkpoint that is kept for ever after every so many steps
+
+
+SAVING = tuple(field.name for field in fields(SavePlan))  # options
+
+
+def save_plan(options: Mapping[str, Any]) -> SavePlan:
+    """The plan in a training's options; None is what was not said."""
+    said = {field.name: options.get(field.name) for field in fields(SavePlan)}
+    return SavePlan(**{name: value for name, value in said.items() if value is not None})
 
 
 class Saving:
@@ -55,18 +61,6 @@ class Saving:
         self._best: dict[str, Floats] | None = None  # that could not be written
         self._failed: float | None = None  # when the last save did
         self._saved_seconds = trainer.progress.seconds  # of training, at the last save
-
-    def keep_to(self, said: TrainConfig, claim: Claim) -> None:
-        """A new training: what its user said, and the folder that it holds."""
-        plan = {name: getattr(said, name) for name in SAVING}
-        self.plan = SavePlan(**{name: value for name, value in plan.items() if value})
-        self.claim = claim
-
-    def resume(self, claim: Claim) -> None:
-        """A training that goes on: as its options say."""
-        options = self.trainer.options
-        plan = {k: options[k] for k in SAVING if options.get(k) is not None}
-        self.plan, self.claim = SavePlan(**plan), claim
 
     def text_grew(self) -> None:
         """There are more files of tokens."""

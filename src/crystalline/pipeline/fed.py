@@ -32,6 +32,7 @@ from crystalline.pipeline.feed import Feed
 from crystalline.pipeline.ingest import later_segments, places, tidy
 from crystalline.pipeline.record import passes
 from crystalline.pipeline.watch import Watcher
+from crystalline.saving import save_plan
 from crystalline.schedule import Course
 from crystalline.shards import TokenStore, write_shards
 from crystalline.start import holds_model
@@ -106,12 +107,11 @@ def feeding(
             if holds_model(folder):
                 segments = later_segments(store)
                 trainer = Trainer.resume(folder, crew_of(said), tell, segments=segments)
-                trainer.saving.resume(claim)
                 trainer.metrics.forget_after(trainer.progress.step)
                 why = "as it was begun"
             else:
                 trainer, why = _created(folder, said, store, tell, bool(watch))
-                trainer.saving.keep_to(said, claim)
+            trainer.saving.plan, trainer.saving.claim = save_plan(trainer.options), claim
             store.record_passes(passes(trainer), afresh=True)
             store.set(target_epochs=epochs)
             trainer.feed = Feed(trainer, epochs, flush=flush, lasting=bool(watch))
