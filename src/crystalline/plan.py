@@ -15,8 +15,9 @@ from crystalline.schedule import Schedule
 
 DEFAULT_MINUTES = 5.0
 DEFAULT_SAMPLES = 512  # of the sampled loss
-# Learning rates beside AdamW's, which has 3e-3 at width 128.
-RATE_FACTORS = {"adamw": 1.0, "muon": 1.0, "lion": 0.1, "sgd": 30.0}
+# Learning rate and weight decay beside AdamW's, which has 3e-3 at width 128 (docs/optimizers.md).
+# A step takes their product off a weight: with Lion and SGD as much as with AdamW.
+FACTORS = {"adamw": (1.0, 1.0), "muon": (2.0, 1.0), "lion": (1 / 4, 4.0), "sgd": (100.0, 1 / 100)}
 
 
 @dataclass(frozen=True)
@@ -214,19 +215,18 @@ def choose_recipe(budget: Budget, c: ModelConfig) -> Recipe:
     """
     options, passes = budget.options, budget.tokens(c) / max(budget.corpus_tokens, 1)
     optimizer = options.optimizer or "adamw"
-    factor = RATE_FACTORS[optimizer]
+    rate, decay = FACTORS[optimizer]
     said = {
         name: value
         for name in ("schedule", "warmup", "floor", "decay", "clip", "weight_decay",
                      "embedding_decay", "norm_decay", "ema")
         if (value := getattr(options, name)) is not None
     }  # fmt: skip
-    # A step takes lr * weight_decay off a weight: as much with every optimizer.
-    chosen = {"weight_decay": round(min(max(0.12 * passes, 0.1), 1.0), 2) / factor}
+    chosen = {"weight_decay": decay * round(min(max(0.12 * passes, 0.1), 1.0), 2)}
     return Recipe(
         batch_size=options.batch_size or default_batch(c),
         accumulate=options.accumulate or 1,
-        lr=options.lr or factor * 3e-3 * (128 / max(c.dim, 128)) ** 0.5,
+        lr=options.lr or rate * 3e-3 * (128 / max(c.dim, 128)) ** 0.5,
         seed=options.seed,
         loss=options.loss,
         samples=chosen_samples(options, c.vocab_size),

@@ -15,8 +15,6 @@
 #include "optim.h"
 #include "pack.h"
 
-enum { MUON_STRIP = 48 };
-
 /* Panels of b(k,n), element (t, j) at b[t ks + j ns]. */
 static void muon_pack(float *panels, const float *b, int64_t ks, int64_t ns, int64_t k, int64_t n)
 {
@@ -45,10 +43,9 @@ static void muon_mirror(float *c, int64_t n)
 static void muon_product(float *c, const float *a, int64_t rs, int64_t cs, const float *panels,
                          int64_t n, int64_t k)
 {
-    for (int64_t i = 0; i < n; i += MUON_STRIP) {
-        int64_t end = cry_min(i + MUON_STRIP, n);
-        gemm(c + i * n, n, 0, 0, a + i * rs, rs, cs, panels, end - i, end, k);
-    }
+    for (int64_t j = 0; j < n; j += TILE_N)
+        gemm(c + j * n + j, n, 0, 0, a + j * rs, rs, cs, panels + j * k, n - j, cry_min(TILE_N, n - j),
+             k);
     muon_mirror(c, n);
 }
 
