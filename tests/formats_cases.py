@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
 import gguf
 import numpy as np
 from conftest import prose
-from gguf.gguf_writer import GGUFValue
 from gguf.quants import dequantize, quantize
 
 from crystalline.config import ModelConfig, parameter_shapes
@@ -79,8 +80,6 @@ def raw_rows(w: np.ndarray, kind: str) -> np.ndarray:
 
 def metadata(writer: gguf.GGUFWriter, c: ModelConfig, tokenizer: Tokenizer, pre: str) -> None:
     """What llama.cpp's converter says of such a model."""
-    import json
-
     described = json.loads(tokenizer.to_json())
     tokens = [f"[PAD{i}]" for i in range(c.vocab_size)]
     types = [5] * c.vocab_size
@@ -139,5 +138,4 @@ def replaced(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
     if value is None:
         del entries[key]
     else:
-        old = entries[key]
-        entries[key] = GGUFValue(value, old.type, old.sub_type)
+        entries[key] = dataclasses.replace(entries[key], value=value)

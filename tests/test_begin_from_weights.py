@@ -164,6 +164,16 @@ def test_what_weights_decide_is_refused_with_the_reason(
     assert not (imported / "data").exists()
 
 
+@pytest.mark.parametrize("length", [{"minutes": 0.03}, {"epochs": 1}])
+def test_any_length_of_training_may_be_said(
+    text: Path, imported: Path, length: dict[str, float]
+) -> None:
+    events = events_of(text, imported, seq_len=12, threads=1, **length)
+    assert only(events, "done")[0]["step"] >= 1
+    if "epochs" in length:
+        assert only(events, "step")[-1]["epoch"] == pytest.approx(1.0, abs=0.2)
+
+
 def test_sizes_that_agree_may_be_said(text: Path, imported: Path) -> None:
     said = {"dim": 40, "layers": 2, "heads": 4, "kv_heads": 2, "hidden": 52, "vocab_size": 311,
             "seq_len": 24}  # fmt: skip

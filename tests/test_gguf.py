@@ -199,6 +199,21 @@ def test_what_llama_cpp_asks_for_is_there(tmp_path: Path) -> None:
     assert meta["tokenizer.ggml.tokens"][300] == "[PAD300]"
 
 
+def test_memory_does_not_grow_with_the_model(tmp_path: Path) -> None:
+    import tracemalloc
+
+    config = replace(WIDE, layers=12)
+    total = sum(w.nbytes for w in made(tmp_path / "m", config).values())
+    for work in (lambda: export_model(tmp_path / "m", tmp_path / "m.gguf"),
+                 lambda: import_model(tmp_path / "m.gguf", tmp_path / "again"),
+                 lambda: export_model(tmp_path / "m", tmp_path / "hf", "hf")):  # fmt: skip
+        tracemalloc.start()
+        work()
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < total / 3
+
+
 def test_a_failed_export_leaves_the_file_that_was_there(tmp_path: Path) -> None:
     weights = random_weights(TINY)
     weights["model.layers.1.mlp.up_proj.weight"][3, 4] = 1e6
@@ -288,6 +303,16 @@ def test_a_file_cut_short_is_refused(tmp_path: Path, size: int) -> None:
     assert not (tmp_path / "m").exists()
 
 
+def test_the_other_byte_order_is_refused(tmp_path: Path) -> None:
+    writer = gguf.GGUFWriter(str(tmp_path / "m.gguf"), "llama", endianess=gguf.GGUFEndian.BIG)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    writer.close()
+    with pytest.raises(UsageError, match="are of the other byte order"):
+        import_model(tmp_path / "m.gguf", tmp_path / "m")
+
+
 def test_a_value_that_is_no_number_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
     def change(writer: gguf.GGUFWriter) -> None:
         bad = np.full((52, 40), np.nan, np.float32)
@@ -309,6 +334,10 @@ def test_without_the_package_a_line_says_what_to_install(
                   lambda: export_model(tmp_path / "m", tmp_path / "y.gguf")):  # fmt: skip
         with pytest.raises(UsageError, match=r"pip install 'crystalline\[gguf\]'"):
             fails()
+    monkeypatch.undo()
+    monkeypatch.delattr(gguf.ReaderField, "contents")
+    with pytest.raises(UsageError, match=r"need gguf 0\.16, but an older one is installed"):
+        import_model(tmp_path / "m.gguf", tmp_path / "x")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["m", "m.gguf"]
 
 

@@ -172,6 +172,10 @@ def file_with(name: str, content: bytes | None) -> Any:
     return change
 
 
+def unreadable(folder: Path) -> None:
+    (folder / "tokenizer_config.json").mkdir()
+
+
 def without_tokenizer(folder: Path) -> None:
     (folder / "tokenizer.json").rename(folder / "tokenizer.model")
 
@@ -207,6 +211,7 @@ REFUSED = [
     (file_with("tokenizer.json", None), "tokenizer.json: the file is missing; fetch"),
     (without_tokenizer, "its tokenizer is SentencePiece (tokenizer.model)"),
     (file_with("model.safetensors", None), "holds neither model.safetensors nor"),
+    (unreadable, "cannot be read (Is a directory); allow it"),
     (cut, "not a whole safetensors file"),
     (file_with("model.safetensors", b"\xff" * 200), "not a whole safetensors file"),
     (file_with("model.safetensors", b""), "not a whole safetensors file"),

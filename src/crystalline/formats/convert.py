@@ -42,7 +42,11 @@ def import_model(source: PathLike, folder: PathLike, on_event: OnEvent | None = 
         if (folder / CHECKSUMS).exists() or (folder / COMMIT).exists():
             raise UsageError(f"{folder}: holds a model already; choose another name")
         tell({"event": "progress", "phase": "opening", "done": 0, "total": _size(source)})
-        read = _read(source)
+        try:
+            read = _read(source)
+        except OSError as error:
+            reason = error.strerror or error
+            raise UsageError(f"{source}: cannot be read ({reason}); allow it") from error
         weights = _watched(read, tell)
         save_model(folder, read.config, read.tokenizer, weights)
     lost = len(read.tokenizer.lost_bytes)

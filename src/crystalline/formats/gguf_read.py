@@ -39,6 +39,8 @@ def read_gguf(path: str) -> Source:
         raise CheckpointError(
             f"{path}: not a whole GGUF file ({reason}); fetch it again"
         ) from error
+    if reader.byte_order != "I":
+        raise UsageError(f"{path}: its numbers are of the other byte order; convert it again")
     tensors = {tensor.name: tensor for tensor in reader.tensors}
     config = _config(meta, tensors, path)
     tokenizer = to_tokenizer(from_metadata(meta, path), path)

@@ -18,4 +18,9 @@ def gguf_package() -> Any:
             f"GGUF files need the package gguf, which cannot be imported ({error}); "
             "pip install 'crystalline[gguf]'"
         ) from error
+    if not hasattr(module.ReaderField, "contents"):
+        raise UsageError(
+            "GGUF files need gguf 0.16, but an older one is installed; "
+            "pip install --upgrade 'crystalline[gguf]'"
+        )
     return module
