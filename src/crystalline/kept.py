@@ -22,8 +22,8 @@ from typing import Any
 
 from crystalline.checkpoint import CHECKSUMS, COMMIT, load_model, save_model
 from crystalline.errors import CheckpointError, UsageError
-from crystalline.modelfiles import CONFIG
 from crystalline.files import CHUNK, make_folder, parse_manifest, sync_folder, write_durably
+from crystalline.modelfiles import CONFIG
 
 BEST = "best"  # the model with the lowest validation loss, beside the checkpoint
 FOLDER = "checkpoints"
