@@ -156,7 +156,7 @@ def test_the_plan_names_what_was_chosen(text: Path, tmp_path: Path) -> None:
         assert chosen[name]["optimizer"] == name and chosen[name]["schedule"] == "cosine"
     lost = {name: plan["lr"] * plan["weight_decay"] for name, plan in chosen.items()}
     one = lost["adamw"]
-    assert lost == pytest.approx({"adamw": one, "muon": 2 * one, "lion": one, "sgd": one})
+    assert lost == pytest.approx({"adamw": one, "muon": 3 * one, "lion": one, "sgd": one})
     state = json.loads((tmp_path / "muon" / "training_state.json").read_text())
     assert state["recipe"]["optimizer"] == "muon"
 

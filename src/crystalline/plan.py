@@ -17,7 +17,7 @@ DEFAULT_MINUTES = 5.0
 DEFAULT_SAMPLES = 512  # of the sampled loss
 # Learning rate and weight decay beside AdamW's, which has 3e-3 at width 128 (docs/optimizers.md).
 # A step takes their product off a weight: with Lion and SGD as much as with AdamW.
-FACTORS = {"adamw": (1.0, 1.0), "muon": (2.0, 1.0), "lion": (1 / 4, 4.0), "sgd": (100.0, 1 / 100)}
+FACTORS = {"adamw": (1.0, 1.0), "muon": (3.0, 1.0), "lion": (1 / 4, 4.0), "sgd": (100.0, 1 / 100)}
 
 
 @dataclass(frozen=True)
