@@ -303,4 +303,6 @@ def test_epochs_said_when_resuming(text: Path, tmp_path: Path) -> None:
     whole = tmp_path / "whole"
     run(text, whole, steps=None, epochs=1.0, threads=1)
     assert load_training(out)[1]["progress"]["step"] > done
-    assert load_training(out)[1]["course"] == load_training(whole)[1]["course"]
+    mine, theirs = (load_training(m)[1]["course"] for m in (out, whole))
+    assert mine["progress"] == theirs["progress"] == 0.0 and mine["start"] == 0
+    assert abs(mine["steps"] - theirs["steps"]) <= 1  # half an epoch may end in a smaller step
