@@ -176,7 +176,7 @@ def test_ctrl_c_while_the_text_is_read(
     def interrupted(*args: Any, **options: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("crystalline.api.train", interrupted)
+    monkeypatch.setattr("crystalline.api.training", interrupted)
     assert main(["train", str(text_file), "--quiet"]) == 130
     assert capsys.readouterr().err.strip() == "crystalline: stopped"
 

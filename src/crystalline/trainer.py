@@ -36,7 +36,7 @@ from crystalline.training import VALIDATION_TOKENS, Event, Training
 Tell = Callable[[SphereMessage], None]
 
 LEAVE_SECONDS = 0.2  # from the end of the last checkpoint to that of the process, at least, and
-LEAVE_SHARE = 0.2  # of the time that loading the libraries took
+LEAVE_SHARE = 0.35  # of the time that loading the libraries took
 ADAPT_STEPS = 50  # between two looks at how evenly the threads are loaded
 
 

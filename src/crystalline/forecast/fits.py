@@ -76,20 +76,22 @@ def _shorter(c: ModelConfig, recipe: Recipe, team: Team, room: int) -> str:
 def _narrower(c: ModelConfig, recipe: Recipe, team: Team, room: int) -> str:
     """The widest model of as many layers, with heads as wide as they are; or else the one with
     fewer layers, or with a narrower feed-forward part."""
-    shared = c.heads // c.kv_heads
 
-    def narrowed(groups: int) -> ModelConfig:
-        heads = groups * shared
+    def narrowed(heads: int, kv_heads: int) -> ModelConfig:
         dim = heads * c.head_dim
         hidden = max(2, c.hidden * dim // c.dim // 2 * 2)
-        return replace(c, dim=dim, heads=heads, kv_heads=groups, hidden=hidden)
+        return replace(c, dim=dim, heads=heads, kv_heads=kv_heads, hidden=hidden)
 
     def fits(c: ModelConfig) -> bool:
         # Weights, gradients and a moment alone say most often no, and that at once.
         return 12 * parameter_count(c) < room and _need(c, recipe, team) <= room
 
-    if groups := _largest(lambda n: fits(narrowed(n)), c.kv_heads):
-        return f"dim {narrowed(groups).dim}"
+    K, dim = c.kv_heads, c.head_dim
+    # Fewer heads that share keys, or where none do or that is not enough, fewer keys.
+    if more := _largest(lambda n: fits(narrowed(n * K, K)), c.heads // K):
+        return f"dim {more * K * dim}"
+    if heads := _largest(lambda n: fits(narrowed(n, n)), K):
+        return f"dim {heads * dim}" + (f" with kv_heads {heads}" if c.heads > K else "")
     if layers := _largest(lambda n: fits(replace(c, layers=n)), c.layers):
         return f"layers {layers}"
     half = _largest(lambda n: fits(replace(c, hidden=2 * n)), -(-c.hidden // 2))
