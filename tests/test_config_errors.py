@@ -29,7 +29,9 @@ GOOD = {"vocab_size": 300, "dim": 24, "layers": 2, "heads": 6, "kv_heads": 2, "h
         "seq_len": 16}  # fmt: skip
 # What has to be said as well for a field's value to work.
 BESIDE = {"samples": {"loss": "sampled"}, "decay": {"schedule": "wsd"}}
-PATHS = {"val": [3, [3], {}], "tokenizer": [3, ["a"], True]}
+PATHS = {
+    "val": [3, [3], {}], "tokenizer": [3, ["a"], True], "start_from": [3, ["a"], True],
+}  # fmt: skip
 
 
 class Said(NamedTuple):

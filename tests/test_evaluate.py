@@ -127,7 +127,7 @@ def test_windows_side_by_side_are_those_of_training(lengths: list[int]) -> None:
     rows = [np.arange(100 * i, 100 * i + n + 1, dtype=np.int32) for i, n in enumerate(lengths)]
     offsets = np.cumsum([0, *map(len, rows)])
     split = Split([np.concatenate(rows).astype(np.uint16)], offsets, 1, 7)
-    ids, targets = next(validation_batches(split, 20, T))
+    ids, targets, _ = next(validation_batches(split, 20, T))
     cut = [window for row in rows for window in windows(row, T, T)]
     assert len(cut) == int((targets[:, 0] >= 0).sum())
     for i, (its_ids, its_targets) in enumerate(cut):

@@ -138,16 +138,16 @@ def test_where_the_weights_are_too_large_a_narrower_model_is_offered() -> None:
     c, team = PRESETS["m"], make_team(2)
     room = room_for(c, replace(RECIPE, batch_size=1), 0.3)
     said = nearest(c, replace(RECIPE, batch_size=1), team, room)
-    dim = int(re.fullmatch(r"fits: dim (\d+)", said)[1])  # type: ignore[index]
+    dim = int(re.fullmatch(r"what fits: dim (\d+)", said)[1])  # type: ignore[index]
     assert 0 < dim < c.dim and dim % c.head_dim == 0
     grouped = replace(c, kv_heads=4)
     said = nearest(grouped, replace(RECIPE, batch_size=1), team, room // 4)
-    dim, kv_heads = map(int, re.fullmatch(r"fits: dim (\d+) with kv_heads (\d)", said).groups())  # type: ignore[union-attr]
+    dim, kv_heads = map(int, re.fullmatch(r"what fits: dim (\d+) with kv_heads (\d)", said).groups())  # type: ignore[union-attr]
     assert dim == kv_heads * c.head_dim
     assert nearest(replace(c, kv_heads=1), replace(RECIPE, batch_size=1), team, room).startswith(
-        "fits: dim "
+        "what fits: dim "
     )
-    assert nearest(c, RECIPE, team, 1000) == "no model of this kind fits; free some memory"
+    assert nearest(c, RECIPE, team, 1000) == "other sizes: no model of this kind fits; or free some memory"
 
 
 def test_a_run_that_cannot_fit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -205,7 +205,7 @@ def test_refusals_change_nothing(undisturbed: dict[str, Any], tmp_path: Path) ->
         crystalline.train(out=tmp_path / "none", resume=True)
     with pytest.raises(UsageError, match="no paths"):
         crystalline.train(out=tmp_path / "none")
-    with pytest.raises(UsageError, match="MiB are available; fits: dim "):
+    with pytest.raises(UsageError, match="MiB are available; choose what fits: dim "):
         run(text, tmp_path / "none", dim=65536, heads=512, layers=100)
     with pytest.raises(UsageError, match="steps is 3, but 20 are done"):
         crystalline.train(out=model, resume=True, steps=3)

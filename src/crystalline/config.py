@@ -357,8 +357,9 @@ class TrainConfig:
             refuse("hierarchy_depth", self.hierarchy_depth, "must be 1, 2, 3 or auto", "auto")
         if not isinstance(self.val, tuple) or not all(isinstance(path, str) for path in self.val):
             refuse("val", self.val, "must be a tuple of paths", "('held_out.txt',)")
-        if not isinstance(self.tokenizer, str | None):
-            refuse("tokenizer", self.tokenizer, "must be a path", "'tokenizer.json'")
+        for name, works in (("tokenizer", "'tokenizer.json'"), ("start_from", "'models/base'")):
+            if not isinstance(getattr(self, name), str | None):
+                refuse(name, getattr(self, name), "must be a path", works)
 
 
 WHOLE_RULES = {  # field: least, most, a value that works

@@ -275,7 +275,8 @@ class Trainer(Training):
             if done and self.store.val.tokens > 2 * VALIDATION_TOKENS:
                 self.validated(most=None)
             self.pacing.went_on()
-        if not done and self.saving.due():
+        lasts = self.feed is not None and self.feed.lasting  # then this is not the end
+        if lasts if done else self.saving.due():
             self.saving.attempt()
             self.pacing.went_on()
         if not done and self.pacing.look_due(p.course, p.step):

@@ -176,7 +176,7 @@ KEEPING_OPTIONS = (
     "--watch",
     type=click.Path(),
     multiple=True,
-    help="With a model: queue and train what comes into this folder, until stopped; repeatable.",
+    help=helps("With a model: queue and train what comes into this folder; repeatable.", "none"),
 )
 @click.option(
     "--flush", is_flag=True, help="With a model: train also what does not fill a whole step."

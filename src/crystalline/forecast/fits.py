@@ -25,7 +25,7 @@ def check_memory(
     if need > have:
         raise ConfigError(
             f"batch_size is {recipe.batch_size} and dim {c.dim}, which needs {need / MIB:,.0f} MiB,"
-            f" but {have / MIB:,.0f} MiB are available; {nearest(c, recipe, team, have - more)}"
+            f" but {have / MIB:,.0f} MiB are available; choose {nearest(c, recipe, team, have - more)}"
         )
     return need
 
@@ -43,8 +43,8 @@ def nearest(c: ModelConfig, recipe: Recipe, team: Team, room: int) -> str:
         if narrower := _narrower(c, least, team, room):
             offers = [f"batch_size 1 (accumulate {recipe.sequences}) and {narrower}"]
     if not offers:
-        return "no model of this kind fits; free some memory"
-    return f"fits: {', or '.join(offers)}"
+        return "other sizes: no model of this kind fits; or free some memory"
+    return f"what fits: {', or '.join(offers)}"
 
 
 def _need(c: ModelConfig, recipe: Recipe, team: Team) -> int:
