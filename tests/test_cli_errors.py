@@ -173,7 +173,7 @@ def test_a_file_of_settings_that_does_not_fit(
     "--hidden 2147483647", "--preset m --batch-size 1000000", "--dim 65536 --layers 10000",
 ])  # fmt: skip
 def test_more_memory_than_the_machine_has(train: Fails, args: str) -> None:
-    train(2, ["MiB are available; fits: "], *args.split())
+    train(2, ["MiB are available; choose what fits: "], *args.split())
 
 
 def test_a_vocabulary_beyond_the_text_takes_no_memory(tmp_path: Path, text_file: Path) -> None:

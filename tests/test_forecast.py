@@ -142,12 +142,14 @@ def test_where_the_weights_are_too_large_a_narrower_model_is_offered() -> None:
     assert 0 < dim < c.dim and dim % c.head_dim == 0
     grouped = replace(c, kv_heads=4)
     said = nearest(grouped, replace(RECIPE, batch_size=1), team, room // 4)
-    dim, kv_heads = map(int, re.fullmatch(r"what fits: dim (\d+) with kv_heads (\d)", said).groups())  # type: ignore[union-attr]
+    found = re.fullmatch(r"what fits: dim (\d+) with kv_heads (\d)", said)
+    dim, kv_heads = map(int, found.groups())  # type: ignore[union-attr]
     assert dim == kv_heads * c.head_dim
     assert nearest(replace(c, kv_heads=1), replace(RECIPE, batch_size=1), team, room).startswith(
         "what fits: dim "
     )
-    assert nearest(c, RECIPE, team, 1000) == "other sizes: no model of this kind fits; or free some memory"
+    nothing = "other sizes: no model of this kind fits; or free some memory"
+    assert nearest(c, RECIPE, team, 1000) == nothing
 
 
 def test_a_run_that_cannot_fit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -156,7 +158,7 @@ def test_a_run_that_cannot_fit_is_refused(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(fits, "available", lambda: need)
     assert check_memory(c, RECIPE, team) == need
     monkeypatch.setattr(fits, "available", lambda: need - 1)
-    with pytest.raises(ConfigError, match=r"^batch_size is 48 .*are available; fits: batch_size 2"):
+    with pytest.raises(ConfigError, match=r"^batch_size is 48 .*are available; choose what fits: batch_size 2"):
         check_memory(c, RECIPE, team)
 
 
@@ -229,4 +231,4 @@ def test_a_plan_that_does_not_fit_says_what_would(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(planning, "available", lambda: 300 * MIB)
     options = TrainConfig(preset="m", batch_size=4, steps=10)
     f = forecast(options=options)
-    assert not f["fits"] and re.search(r"needs [\d,]+ MiB, .*; fits: dim \d+$", f["nearest"])
+    assert not f["fits"] and re.search(r"needs [\d,]+ MiB, .*; choose what fits: dim \d+$", f["nearest"])
