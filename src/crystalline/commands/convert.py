@@ -16,12 +16,9 @@ def model_folder(name: str) -> str:
     """The folder of a model: a bare name lies in models/, anything with a / is a path."""
     if os.sep in name or name in (".", ".."):
         return name
-    return os.path.join(os.environ.get(MODELS) or "models", name)
+    from crystalline.store.models import models_folder
 
-
-def _existing(name: str) -> str:
-    """As ``model_folder``, for a model that is there."""
-    return name if os.path.isdir(name) else model_folder(name)
+    return os.fspath(models_folder() / name)
 
 
 QUIET = click.option("--quiet", is_flag=True, help="Show nothing but errors.")

@@ -214,4 +214,4 @@ def _disk(c: ModelConfig, recipe: Recipe, corpus: Corpus | None) -> dict[str, in
 def _nearest(c: ModelConfig, own: Recipe, team: Team, need: Memory, room: int) -> str:
     others = need.peak - need.arenas
     return (f"needs {need.peak / MIB:,.0f} MiB, {room / MIB:,.0f} MiB are available; "
-            f"{nearest(c, own, team, room - others)}")  # fmt: skip
+            f"choose {nearest(c, own, team, room - others)}")  # fmt: skip

@@ -77,6 +77,12 @@ def resolve_model(name: PathLike, models_dir: PathLike | None = None) -> Path:
     raise UsageError(f"{shown(said)}: no such model; {hint}")
 
 
+def folder_of(name: str) -> str:
+    """What a command is given as a model: a path, or the name of one in the models' folder."""
+    named = models_folder() / name
+    return os.fspath(named) if not os.path.exists(name) and is_model(named) else name
+
+
 def new_place(name: PathLike, models_dir: PathLike | None = None) -> Path:
     """Where a new model of that name, or path, would be.  UsageError where something is."""
     said = os.fspath(name)
