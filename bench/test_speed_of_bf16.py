@@ -80,6 +80,13 @@ def test_rope(benchmark: Any, team: Team) -> None:
     benchmark(team.rope_bf16, values(R, 3 * D), narrow(team, R, 3 * D), *tables, 16, 256)
 
 
+def test_rope_of_packed_rows(benchmark: Any, team: Team) -> None:
+    positions = np.tile(np.arange(64, dtype=np.int32), R // 64)
+    x, y, tables = values(R, 3 * D), narrow(team, R, 3 * D), rope_tables(64, 32, 1e4)
+    benchmark(team.rope_at_bf16, x, y, *tables, 16, positions)
+    team.rope_bwd_at_bf16(y, x, *tables, 16, positions)
+
+
 def test_rope_bwd(benchmark: Any, team: Team) -> None:
     tables = rope_tables(256, 32, 1e4)
     benchmark(team.rope_bwd_bf16, narrow(team, R, 3 * D), values(R, 3 * D), *tables, 16, 256)

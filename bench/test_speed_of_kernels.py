@@ -116,6 +116,11 @@ def test_rope(benchmark: Any, team: Team) -> None:
     benchmark(team.rope, values(R, 3 * D), cosine, sine, 16, 256)
 
 
+def test_rope_of_packed_rows(benchmark: Any, team: Team) -> None:
+    positions = np.tile(np.arange(64, dtype=np.int32), R // 64)
+    benchmark(team.rope_at, values(R, 3 * D), *rope_tables(64, 32, 1e4), 16, positions)
+
+
 def test_rmsnorm(benchmark: Any, team: Team) -> None:
     x, w = values(R, D), np.ones(D, np.float32)
     benchmark(team.rmsnorm, np.empty_like(x), np.empty(R, np.float32), x, w, 1e-5)

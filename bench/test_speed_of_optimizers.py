@@ -37,3 +37,23 @@ def test_the_average(benchmark: Any, weights: Parameters) -> None:
     average = Average(weights, Team(usable_cpus()), 0.999)
     average.start()
     benchmark(average.update, 1000)
+
+
+def test_what_they_are_made_of(benchmark: Any, weights: Parameters) -> None:
+    """Each operation alone, one after the other, on a million numbers."""
+    team, n = Team(usable_cpus()), 1 << 20
+    p, m, g = (np.ones(n, np.float32) for _ in range(3))
+    spans = np.array([(0, n, 1)], np.int64)
+    matrices = np.array([(0, 256, 688)], np.int64)
+    steps = np.full(1, 1e-4, np.float32)
+
+    terms = np.array([(1.5, -0.5, 0.0)] * 5, np.float32)
+    said = {"grad_scale": 1.0, "decay": 0.99}
+
+    def each() -> None:
+        team.lion_spans(p, m, g, spans, beta1=0.9, beta2=0.99, step_size=1e-4, **said)
+        team.sgd_spans(p, m, g, spans, momentum=0.9, nesterov=False, step_size=1e-4, **said)
+        team.muon_step(p, m, g, matrices, steps, terms, momentum=0.95, nesterov=True, **said)
+        team.ema(m, p, 0.001)
+
+    benchmark(each)

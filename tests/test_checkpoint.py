@@ -280,8 +280,8 @@ def test_files_with_good_checksums_that_do_not_fit_each_other(tmp_path):
         ("config.json", json.dumps({**hf, "num_hidden_layers": 1, "vocab_size": 9}), "tokens"),
         ("config.json", json.dumps({**hf, "intermediate_size": 16}), r"\(16, 8\)"),
         ("tokenizer.json", b"{}", r"tokenizer\.json"),
-        ("model.safetensors", b"", "not a safetensors file"),
-        ("model.safetensors", b"\xff" * 40, "not a safetensors file"),
+        ("model.safetensors", b"", "not a whole safetensors file"),
+        ("model.safetensors", b"\xff" * 40, "not a whole safetensors file"),
     ):
         case.save(tmp_path)
         replace(tmp_path, name, data if isinstance(data, bytes) else data.encode())

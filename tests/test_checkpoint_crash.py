@@ -310,7 +310,7 @@ def test_a_reader_beside_a_saver_gets_one_of_both(folder):
 
 def test_a_reader_that_is_overtaken_starts_over_and_at_last_gives_up(monkeypatch, folder):
     OLD.save(folder)
-    parse = checkpoint._parse_model
+    parse = checkpoint._parse_open
     savers = [NEW, None]
 
     def overtaken(where, path_of):
@@ -320,7 +320,7 @@ def test_a_reader_that_is_overtaken_starts_over_and_at_last_gives_up(monkeypatch
         assert os.path.exists(config_path)
         return parse(where, path_of)
 
-    monkeypatch.setattr(checkpoint, "_parse_model", overtaken)
+    monkeypatch.setattr(checkpoint, "_parse_open", overtaken)
     assert load_model(folder)[0] == NEW.config
     savers[:] = [OLD, NEW] * 10
     with pytest.raises(CheckpointError, match="another process keeps saving there; try again"):

@@ -310,7 +310,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A disk with room for one checkpoint, but not for a second beside it."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=480k", "tmpfs", str(folder)]
+    mount = ["mount", "-t", "tmpfs", "-o", "size=720k", "tmpfs", str(folder)]
     mounted = shutil.which("mount") and not subprocess.call(mount, stderr=subprocess.DEVNULL)
     if not mounted:
         pytest.skip("mounting is not permitted here")
@@ -329,7 +329,7 @@ def test_a_full_disk(small_disk: Path, made: Path) -> None:
 
 
 def test_a_disk_without_room_for_the_first_checkpoint(small_disk: Path, text_file: Path) -> None:
-    (small_disk / "filler").write_bytes(bytes(300 * 1024))
+    (small_disk / "filler").write_bytes(bytes(400 * 1024))
     code, _, err = run("train", text_file, "--out", small_disk / "m", "--quiet", *SMALL, *STEPS)
     assert code == 1
     one_line(err, ["disk full while", "free "])

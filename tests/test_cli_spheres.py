@@ -17,7 +17,7 @@ import pytest
 from command import LIMIT, SMALL, invoke, rows_of, run, start
 from terminal import on_terminal
 
-from crystalline import api
+from crystalline import api, starting
 from crystalline.errors import UsageError
 from crystalline.spheres import LiveTraining
 
@@ -51,13 +51,13 @@ def test_recursive_spawning_reaches_the_crew(
     text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     crews: list[Any] = []
-    made = api.make_crew
+    made = starting.make_crew
 
     def make(*args: Any, **options: Any) -> Any:
         crews.append(made(*args, **options))
         return crews[-1]
 
-    monkeypatch.setattr(api, "make_crew", make)
+    monkeypatch.setattr(starting, "make_crew", make)
     for i, option in enumerate(["--recursive-spawning", "--no-recursive-spawning"]):
         invoke("train", text_file, "--out", tmp_path / f"m{i}", "--steps", 1, "--quiet", *MODEL,
                "--threads", 2, "--no-work-stealing", option)  # fmt: skip

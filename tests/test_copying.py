@@ -104,7 +104,7 @@ def test_copies_made_while_it_trains_are_whole_and_end_in_the_same_bits(tmp_path
     text = tmp_path / "prose.txt"
     text.write_text(prose(4000))
     out, names = tmp_path / "m", iter(range(100))
-    command = [sys.executable, "-c", SCRIPT, str(out), str(text), str(STEPS)]
+    command = [sys.executable, "-c", SCRIPT, str(out), str(text), str(STEPS), "50"]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
     child = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE)
     copies = []
@@ -203,8 +203,9 @@ def test_a_damaged_file_is_found(model: Path, name: str, part: str, how: Any) ->
      ("INSERT INTO contents VALUES (1, 0, x'00')", "state.db"),
      ("UPDATE documents SET tokens = tokens + 1 WHERE place > 0", "data/segments/000001"),
      ("UPDATE documents SET place = place + 1 WHERE place > 0", "data/segments/000001"),
-     ("UPDATE documents SET first = first + 1", "data/segments/000001"),
-     ("UPDATE segments SET fingerprint = 'x'", "data/segments/000001"),
+     ("UPDATE documents SET first = first + 1 WHERE segment = 1", "data/segments/000001"),
+     ("UPDATE documents SET first = first + 1 WHERE segment = 0", "data"),
+     ("UPDATE segments SET fingerprint = 'x' WHERE number = 1", "data/segments/000001"),
      ("INSERT INTO segments VALUES (2, 0, 0, '', 0)", "data/segments/000002")],
 )  # fmt: skip
 def test_parts_that_do_not_agree_are_found(model: Path, change: str, part: str) -> None:

@@ -80,7 +80,7 @@ def test_every_option_of_training_can_be_said() -> None:
     from crystalline.commands.train import train
 
     mine, theirs = ({p.name for p in c.params} for c in (create, train))
-    assert theirs - mine == {"paths", "out", "resume", "quiet"}
+    assert theirs - mine == {"paths", "out", "resume", "at", "watch", "flush", "quiet"}
 
 
 def test_what_cannot_be_made(models: Path, fails: Fails) -> None:
@@ -109,7 +109,7 @@ def test_list_and_show(trained: Path, models: Path, tmp_path: Path) -> None:
     assert (first["step"], first["queue"]["pending"]) == (3, 2)
     assert second["parameters"] is None and second["options"] == {"dim": 32}
     said = json.loads(invoke("models", "show", "mine", "--json"))
-    assert said["runs"][0]["outcome"] == "done" and said["history"][0]["said"] == {"value": 0.5}
+    assert said["runs"][0]["outcome"] == "done" and said["history"][-1]["said"] == {"value": 0.5}
     shown = invoke("models", "show", "mine")
     for words in ("step 3 of 3", "2 pending", "parameters: 1 layer, width 32", "done"):
         assert words in shown

@@ -20,7 +20,7 @@ from torch.nn import functional
 from crystalline._native import ISAS, Team, available_isas
 from crystalline.config import ModelConfig
 from crystalline.model import Decoder, Parameters
-from crystalline.optim import AdamW, AdamWConfig
+from crystalline.optimizers import AdamW, AdamWConfig
 
 THREADS = (1, 2, 3, 12)
 SIZES = (1, 1, 2, 3, 7, 16, 40, 64, 65, 133)

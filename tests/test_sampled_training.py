@@ -15,12 +15,13 @@ from test_training import STEPS, fingerprint, run, stop_at
 from tolerance import assert_close
 
 import crystalline
-from crystalline import api, training
+from crystalline import training
 from crystalline._native import Team, available_isas
 from crystalline.candidates import Candidates
 from crystalline.checkpoint import load_model, load_training
 from crystalline.config import ModelConfig
 from crystalline.errors import ConfigError, Interrupted, UsageError
+from crystalline.forecast import choice
 from crystalline.model import Decoder, Parameters, initialise
 from crystalline.optimizers.adamw import AdamW, AdamWConfig, power
 from crystalline.sparse import MOST_PUT_OFF, SparseTable, touched_rows, vocabulary_weights
@@ -242,9 +243,9 @@ def test_training_has_the_bits_of_dense_updates(
 ) -> None:
     """The same sampled gradients, but every row of every weight updated at every step."""
     if not tied:
-        choose = api.choose_model
+        choose = choice.choose_model
         untied = lambda *said: replace(choose(*said), tied=False)  # noqa: E731
-        monkeypatch.setattr(api, "choose_model", untied)
+        monkeypatch.setattr(choice, "choose_model", untied)
     # The norm is added up in another order, so nothing may be scaled by it.
     monkeypatch.setattr(AdamW, "_squared_norm", lambda self, gradients: 0.25)
     run(undisturbed["text"], tmp_path / "sparse", accumulate=2, **SAMPLED)
@@ -348,4 +349,5 @@ def test_a_step_allocates_what_was_forecast(samples: int) -> None:
         for place in range(2):
             decoder.gradient(ids, ids, 1.0, False, candidates.draw(place))
             decoder.loss(ids, ids)
-            assert team.work_bytes == 4 * forecast
+            # Of a few tokens the plan has room for more samples than one draw may have.
+            assert 0.98 * 4 * forecast <= team.work_bytes <= 4 * forecast

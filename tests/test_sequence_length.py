@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -210,8 +209,7 @@ def test_a_length_that_does_not_fit_into_memory_is_refused(
         node = trainer.start()
         node.pause()
         node.set(seq_len=3)
-        full = SimpleNamespace(available=1000)
-        monkeypatch.setattr("crystalline.settings.psutil.virtual_memory", lambda: full)
+        monkeypatch.setattr("crystalline.settings.available", lambda: 1000)
         with pytest.raises(UsageError, match=r"seq_len is 20, which needs .* MiB more, but 0 MiB"):
             node.set(seq_len=20)
         assert trainer.decoder.T == 3

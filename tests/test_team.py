@@ -20,7 +20,7 @@ from crystalline.errors import UsageError
 SMALL = {
     "matmul": (2, 3, 4), "rows": (2, 3), "swiglu": (2, 3), "attention": (1, 3, 2, 1, 4),
     "embedding": (3, 4, 5), "cross_entropy": (3, 4, 5), "flat": (5,), "few": (2, 3, 4),
-    "tall": (2, 3, 4),
+    "tall": (2, 3, 4), "muon": (2, 3),
 }  # fmt: skip
 # Where one more is a larger problem rather than a mismatch.
 MAY_GROW = {
@@ -34,6 +34,7 @@ MAY_GROW = {
     ("matmul_packed", "y", 1), ("softmax in place", "y", 0), ("softmax in place", "y", 1),
     ("log_softmax in place", "y", 0), ("log_softmax in place", "y", 1), ("logsumexp", "x", 1),
     ("cross_entropy", "z", 1), ("cross_entropy_bwd in place", "dz", 1), ("rope_at", "x", 1),
+    ("muon_step", "coefficients", 0),
 }  # fmt: skip
 
 

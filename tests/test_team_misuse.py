@@ -123,7 +123,7 @@ team = Team(1)
 small = [np.ones((8, 8), np.float32) for _ in range(3)]
 team.matmul(*small)
 used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
-resource.setrlimit(resource.RLIMIT_AS, (used + (64 << 20),) * 2)
+resource.setrlimit(resource.RLIMIT_AS, (used + (32 << 20),) * 2)
 x = np.ones((1, 4096), np.float32)
 w = np.lib.stride_tricks.as_strided(np.ones(1, np.float32), (1, 1), (4, 4))
 try:

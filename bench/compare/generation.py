@@ -22,6 +22,9 @@ class Words:
 
     eot = -1  # no token ends a text, so each is as long as was asked
 
+    def __init__(self, vocab_size: int) -> None:
+        self.vocab_size = vocab_size
+
     def encode(self, text: str) -> Any:
         return np.arange(PROMPT, dtype=np.int32)
 
@@ -70,7 +73,7 @@ def build(who: str, case: dict[str, Any], threads: int) -> Callable[[], Any]:
         from crystalline.inference import Model
         from crystalline.model import Parameters, initialise
 
-        c, words = PRESETS[preset], Words()
+        c, words = PRESETS[preset], Words(PRESETS[preset].vocab_size)
         parameters = Parameters(c)
         initialise(parameters, 0)
         model = Model(c, words, parameters.named, threads, precision)  # type: ignore[arg-type]

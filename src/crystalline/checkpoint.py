@@ -366,10 +366,7 @@ def _parse_training(folder: str, path_of: PathOf) -> tuple[dict[str, Pending], d
 
 
 def _opened(path: str) -> dict[str, Pending]:
-    try:
-        file = SafetensorsFile.open(path)
-    except CheckpointError as error:
-        raise CheckpointError(f"{error}; {REMEDY}") from error
+    file = SafetensorsFile.open(path, REMEDY)
     return {name: file.tensor(name) for name in file.places}
 
 

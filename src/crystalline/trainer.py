@@ -126,13 +126,22 @@ class Trainer(Training):
         self.pacing.begun = time.monotonic()
         self.pacing.paused(False)
         self.stats.begin()
-        self._record = Record(self)
-        if self.feed is not None:
-            self.feed.begin(self._record.store)
+        self._write_down()
         if self.begins_learnt and self.progress.step == 0:
             self.validated()  # how good they are before shows what training does to them
         self.saving.begin()
         self._show = Show(self)
+
+    def _write_down(self) -> None:
+        """Opens state.db.  Without it a training of files goes on: it is no truth of its own."""
+        try:
+            self._record = Record(self)
+        except StoreError as error:
+            if self.feed is not None:
+                raise
+            self.saving.warn(f"{error}; this run is not written down there")
+        if self.feed is not None and self._record is not None:
+            self.feed.begin(self._record.store)
 
     def advance(self, tell: Tell) -> bool:
         """One step, and what is due after it."""

@@ -9,8 +9,6 @@ import click
 from crystalline.commands.common import one_of
 from crystalline.errors import tame
 
-MODELS = "CRYSTALLINE_MODELS"  # the folder that holds models by name
-
 
 def model_folder(name: str) -> str:
     """The folder of a model: a bare name lies in models/, anything with a / is a path."""
@@ -77,9 +75,10 @@ def export(model: str, target: str, to: str, kind: str, quiet: bool, as_json: bo
     one_of(quiet, as_json)
     from crystalline.formats.convert import export_model
     from crystalline.progress import display
+    from crystalline.store.models import folder_of
     from crystalline.words import short
 
     with display(quiet, as_json) as show:
-        said = export_model(_existing(model), target, to, kind, show)
+        said = export_model(folder_of(model), target, to, kind, show)
     if not quiet and not as_json:
         click.echo(f"exported {short(said['bytes'])}B: {tame(said['path'])}", err=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from crystalline.commands.common import (
     CPUS,
@@ -228,7 +229,11 @@ def train(
     from crystalline.progress import display
 
     options = said_options(options)
-    model = None if resume else model_to_feed(paths, models_dir, bool(watch) or flush)
+    context = click.get_current_context()
+    elsewhere = context.get_parameter_source("out") is ParameterSource.COMMANDLINE
+    model = None
+    if not (resume or elsewhere):
+        model = model_to_feed(paths, models_dir, bool(watch) or flush)
     with display(quiet, as_json) as show:
         if model is not None:
             feed(model, watch=watch, flush=flush, config=config, on_event=show, **options)

@@ -25,7 +25,8 @@ def check_memory(
     if need > have:
         raise ConfigError(
             f"batch_size is {recipe.batch_size} and dim {c.dim}, which needs {need / MIB:,.0f} MiB,"
-            f" but {have / MIB:,.0f} MiB are available; choose {nearest(c, recipe, team, have - more)}"
+            f" but {have / MIB:,.0f} MiB are available; "
+            f"choose {nearest(c, recipe, team, have - more)}"
         )
     return need
 

@@ -45,8 +45,9 @@ class SafetensorsFile:
     places: dict[str, Place]
 
     @classmethod
-    def open(cls, path: str) -> SafetensorsFile:
-        """CheckpointError for a file that is missing, cut short or of another format."""
+    def open(cls, path: str, remedy: str = "fetch it again") -> SafetensorsFile:
+        """CheckpointError for a file that is missing, cut short or of another format, with what to
+        do."""
         try:
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
@@ -56,7 +57,7 @@ class SafetensorsFile:
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             os.close(fd)
             raise CheckpointError(
-                f"{path}: not a whole safetensors file ({error})"
+                f"{path}: not a whole safetensors file ({error}); {remedy}"
             ) from error
 
     def __del__(self) -> None:

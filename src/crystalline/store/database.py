@@ -173,7 +173,10 @@ def _readable(path: str, wait: float) -> sqlite3.Connection:
             closed = error.sqlite_errorcode & 0xFF in (
                 sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY
             )  # fmt: skip
-            if flags or pending or not closed or os.access(os.path.dirname(wal) or ".", os.W_OK):
+            # A full disk has no room for the file that readers share.
+            full = error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_FULL)
+            barred = closed and not os.access(os.path.dirname(wal) or ".", os.W_OK)
+            if flags or pending or not (full or barred):
                 raise
         except BaseException:
             db.close()
