@@ -21,7 +21,8 @@ from test_training import fingerprint
 import crystalline
 from crystalline.batches import NO_LOSS
 from crystalline.checkpoint import load_training
-from crystalline.errors import UsageError
+from crystalline.errors import StoreError, UsageError
+from crystalline.pipeline import feed as pipeline_feed
 from crystalline.pipeline.fed import feed, feeding, model_to_feed
 from crystalline.pipeline.gather import queue_paths
 from crystalline.store import Arrival, Store
@@ -316,3 +317,79 @@ def test_killed_at_random_every_document_is_trained_once_an_epoch(tmp_path: Path
     with feeding(folder, epochs=epochs + 1, flush=True) as trainer:
         assert set(predictions(trainer).values()) == {epochs}
     print(f"{kills} kills in {load_training(folder)[1]['progress']['step']} steps")
+
+
+def test_a_take_in_that_fails_is_made_good(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk fails once while text joins a running training: it is told, and taken in later."""
+    folder = made(tmp_path, 8)
+    real, fails = Store.tokenized, [1]
+    monkeypatch.setattr(pipeline_feed, "LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(pipeline_feed, "RETRY_SECONDS", 0.01)
+
+    def tokenized(self: Store, segment: int, *args: Any, **more: Any) -> None:
+        if segment and fails:
+            fails.pop()
+            raise StoreError("the disk is full")
+        real(self, segment, *args, **more)
+
+    monkeypatch.setattr(Store, "tokenized", tokenized)
+    events: list[dict[str, Any]] = []
+
+    def heard(event: dict[str, Any]) -> None:
+        events.append(event)
+        if event["event"] == "step" and event["step"] == 2:
+            with Store.open(folder) as store:
+                store.add(Arrival(text, "later") for text in texts(4, seed=3))
+
+    with feeding(folder, epochs=2, flush=True, on_event=heard) as trainer:
+        trainer.run()
+        assert set(predictions(trainer).values()) == {2}
+    assert any("taken in later" in e["message"] for e in events if e["event"] == "warning")
+    with Store.open(folder, read_only=True) as store:
+        assert store.counts()["leased"][0] == 0
+        assert store.segments() == [0, 1]
+
+
+def test_a_command_while_it_waits_is_kept(tmp_path: Path) -> None:
+    folder, inbox = made(tmp_path, 5), tmp_path / "inbox"
+    inbox.mkdir()
+    with feeding(folder, flush=True, watch=[inbox]) as trainer:
+        node = trainer.start()
+        while trainer.progress.step < trainer.progress.course.steps or not trainer.feed.left == 0:
+            time.sleep(0.01)
+        time.sleep(0.5)
+        node.set(learning_rate=0.00123)
+        node.stop()
+        node.wait()
+    state = load_training(folder)[1]
+    assert state["recipe"]["lr"] == 0.00123
+    assert [c["command"] for c in state["commands"]][:1] == ["SET"]
+
+
+def test_many_small_arrivals_keep_few_files_open(tmp_path: Path) -> None:
+    folder = made(tmp_path, 5)
+    feed(folder, flush=True)
+    before = len(os.listdir("/proc/self/fd"))
+    for i in range(30):
+        with Store.open(folder) as store:
+            store.add([Arrival(f"{i} a text of its own", "-")])
+        with feeding(folder, flush=True) as trainer:
+            trainer.begin()
+            trainer.close()
+            assert len(os.listdir("/proc/self/fd")) < before + 30
+    with Store.open(folder, read_only=True) as store:
+        assert len(store.segments()) == 31
+
+
+def test_the_text_of_a_queue_is_not_written_over(tmp_path: Path) -> None:
+    folder = made(tmp_path, 5)
+    with feeding(folder, flush=True):
+        pass  # tokenized, and no checkpoint
+    (tmp_path / "a.txt").write_text(prose(300))
+    with pytest.raises(UsageError, match="is made of its queue"):
+        crystalline.train(tmp_path / "a.txt", folder, steps=1, **SIZES)
+    feed(folder, flush=True)
+    with pytest.raises(UsageError, match="is trained from its queue"):
+        crystalline.train(out=folder, resume=True, steps=50)

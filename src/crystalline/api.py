@@ -17,12 +17,12 @@ from crystalline.config import (
     TrainConfig,
 )
 from crystalline.data import Piece, collect, split
-from crystalline.errors import UsageError
+from crystalline.errors import StoreError, UsageError
 from crystalline.forecast.machine import resident
 from crystalline.inference import Model, load
 from crystalline.memory import give_back
 from crystalline.options import load_toml, train_config
-from crystalline.pipeline.origins import Texts
+from crystalline.pipeline.origins import Texts, refuse_fed
 from crystalline.plan import (
     DEFAULT_MINUTES,
 )
@@ -46,7 +46,6 @@ from crystalline.training import OnEvent
 PathLike = str | os.PathLike[str]
 
 LENGTHS = ("minutes", "steps", "epochs")  # how long to train: one of them
-TOLD_EVERY = 0.25  # seconds between two progress events
 
 
 def train(
@@ -136,8 +135,6 @@ def training(
                 trainer.node.wait()
 
 
-
-
 def _created(
     paths: PathLike | Iterable[PathLike],
     folder: Path,
@@ -148,6 +145,7 @@ def _created(
 ) -> Trainer:
     """``clock``: when the minutes began, and when the libraries were loaded."""
     begun, called = clock
+    refuse_fed(folder)
     crew = crew_of(said)
     team = crew.team
     start = starting_point(folder, said)
@@ -180,7 +178,10 @@ def _created(
     choice = chosen(said, size, seconds, tokenizer, team, start)
     config, recipe = choice.config, choice.recipe
     write_shards(folder, tokenizer, train_pieces, val_pieces, reporter(tell, "tokens"))
-    texts.write_down(folder, train_pieces, val_pieces)
+    try:
+        texts.write_down(folder, train_pieces, val_pieces)
+    except StoreError as error:  # the model can be trained all the same
+        tell({"event": "warning", "step": 0, "message": f"{error}; its texts are not listed"})
     give_back()
     recipe, why = with_packing(said, recipe, config, TokenStore.open(folder, verify=False).train)
     course = Course(said.steps or 1)

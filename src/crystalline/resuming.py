@@ -113,6 +113,11 @@ def _refuse(trainer: Trainer, names: list[str]) -> None:
 
 def _set_length(trainer: Trainer, steps: int | None, epochs: float | None) -> None:
     p = trainer.progress
+    if trainer.batches.passes is not None and (steps, epochs) != (None, None):
+        raise UsageError(
+            f"{trainer.out}: is trained from its queue; go on with crystalline train "
+            f"{trainer.out} --epochs N"
+        )
     if steps is not None and steps != p.course.steps:
         if steps <= p.step:
             raise UsageError(f"steps is {steps}, but {p.step} are done; choose more")

@@ -84,6 +84,11 @@ class Saving:
         one with the first save, and what is later goes then."""
         self.back_to, self.changed = at, at is not None
 
+    @property
+    def failed(self) -> bool:
+        """Whether the last save did."""
+        return self._failed is not None
+
     def due(self) -> bool:
         """Whether it is time for a checkpoint."""
         plan, pacing, step = self.plan, self.trainer.pacing, self.trainer.progress.step

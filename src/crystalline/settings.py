@@ -98,7 +98,9 @@ def _check_room(trainer: Trainer, name: str, value: int, B: int, T: int) -> None
 def _keep_the_end(trainer: Trainer) -> None:
     """Steps of another size: as many as take what is left of the epochs, or of the passes."""
     p, batches = trainer.progress, trainer.batches
-    if batches.end is None:
+    if trainer.feed is not None:
+        trainer.feed.aim()
+    elif batches.end is None:
         epochs = float(trainer.options.get("epochs") or 0)
         # A training that was given more steps than its epochs have keeps its number of steps.
         if batches.sequences_in(epochs) > p.sequences:

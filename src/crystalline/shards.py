@@ -34,6 +34,7 @@ from crystalline.tokenizer import Tokenizer
 FORMAT = 1
 SHARD_BYTES = 256 << 20
 COUNTED = 4 << 20  # tokens counted together
+SMALL = 1 << 20  # bytes of a shard that is read whole
 GROUP = 4 << 20  # characters of text read before they are encoded together
 
 Progress = Callable[[int, int], None]  # bytes of text done, and bytes in all (about)
@@ -375,10 +376,16 @@ def _open_split(root: str, entry: dict[str, Any], index: dict[str, Any], verify:
         _check(os.path.join(root, item["name"]), files.Stamp(item["size"], item["sha256"]), verify)
     offsets = np.fromfile(os.path.join(root, entry["offsets"]["name"]), dtype="<i8")
     shards = [
-        np.memmap(os.path.join(root, shard["name"]), dtype=index["dtype"], mode="r")
-        for shard in entry["shards"]
+        _tokens(os.path.join(root, shard["name"]), index["dtype"]) for shard in entry["shards"]
     ]
     return Split(shards, offsets.astype(np.int64), entry["bytes"], index["eot"])
+
+
+def _tokens(path: str, dtype: str) -> Tokens:
+    """A shard: a small one is read, as there may be more of them than files can be open."""
+    if os.path.getsize(path) <= SMALL:
+        return np.fromfile(path, dtype)
+    return np.memmap(path, dtype=dtype, mode="r")
 
 
 def _check(path: str, want: files.Stamp, verify: bool) -> None:

@@ -132,6 +132,13 @@ class Trainer(Training):
         self.saving.begin()
         self._show = Show(self)
 
+    def _rest(self, feed: Feed) -> None:
+        """A turn without a step, as there is no text for one."""
+        unsaved = self.saved_step != self.progress.step
+        if unsaved and (self.saving.due() if self.saving.failed else feed.idle):
+            self.saving.attempt()
+        feed.wait()
+
     def _write_down(self) -> None:
         """Opens state.db.  Without it a training of files goes on: it is no truth of its own."""
         try:
@@ -148,7 +155,7 @@ class Trainer(Training):
         p, feed = self.progress, self.feed
         if feed is not None and not feed.ready():
             if feed.lasting:
-                feed.wait()
+                self._rest(feed)
             return feed.lasting
         if p.step >= p.course.steps:
             return False
@@ -178,7 +185,7 @@ class Trainer(Training):
             self.saving.last()  # also where this step has one: commands may have come after it
             self.pacing.paused(True)  # until it is started again
             return
-        if self.saved_step != p.step:
+        if self.saved_step != p.step or self.saved_commands != len(self.commands):
             self.saving.last()
         self.tell({"event": "done", "step": p.step, "ended": p.ended, "model_step": self.model_step,
                     "seconds": time.monotonic() - self.pacing.begun,
@@ -284,8 +291,7 @@ class Trainer(Training):
             if done and self.store.val.tokens > 2 * VALIDATION_TOKENS:
                 self.validated(most=None)
             self.pacing.went_on()
-        lasts = self.feed is not None and self.feed.lasting  # then this is not the end
-        if lasts if done else self.saving.due():
+        if not done and self.saving.due():
             self.saving.attempt()
             self.pacing.went_on()
         if not done and self.pacing.look_due(p.course, p.step):

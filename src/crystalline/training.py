@@ -99,6 +99,7 @@ class Training:
         self.metrics = Metrics(out / "metrics.jsonl")
         self.options: dict[str, Any] = {}  # what the user said, kept for resuming
         self.commands: list[Command] = []  # that took effect
+        self.saved_commands = 0  # of them, those in the checkpoint
         self.pacing = Pacing()
         self.begins_learnt = False  # at step 0 with weights that another training has learnt
         self.saved_step = self.model_step = -1  # of the checkpoint this process wrote last
@@ -190,6 +191,7 @@ class Training:
         )
         trainer.load(tensors, beside, updates)
         trainer.options, trainer.commands = state["options"], commands
+        trainer.saved_commands = len(commands)
         trainer.saved_step = progress.step if at is None else -1
         if state.get("data") not in trainer.store.fingerprints:
             raise CheckpointError(
@@ -363,6 +365,7 @@ class Training:
         )
         self.pacing.saved(begun)
         self.saved_step, self.model_step = self.progress.step, model_step
+        self.saved_commands = len(self.commands)
         self.tell({"event": "checkpoint", "step": self.progress.step, "path": str(self.out)})
 
     def tell(self, event: Event) -> None:

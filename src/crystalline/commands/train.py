@@ -232,6 +232,8 @@ def train(
     context = click.get_current_context()
     elsewhere = context.get_parameter_source("out") is ParameterSource.COMMANDLINE
     model = None
+    if (watch or flush) and (resume or elsewhere):
+        raise click.UsageError("--watch and --flush go with a model and its queue; name it alone.")
     if not (resume or elsewhere):
         model = model_to_feed(paths, models_dir, bool(watch) or flush)
     with display(quiet, as_json) as show:

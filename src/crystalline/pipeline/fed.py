@@ -149,12 +149,14 @@ class _Arrivals:
     feed: Feed | None = None
 
     def hear(self, tell: OnEvent) -> OnEvent:
-        """The watcher's events, handed on."""
+        """The watcher's events, handed on: once there is a feed, on the thread that trains."""
 
         def heard(event: dict[str, Any]) -> None:
-            tell(event)
-            if self.feed is not None:
-                self.feed.arrived.set()
+            if self.feed is None:
+                tell(event)
+                return
+            self.feed.heard.append(event)
+            self.feed.arrived.set()
 
         return heard
 
@@ -172,7 +174,8 @@ def _said(
     kept = store.get("options", {})
     known = {k: v for k, v in kept.items() if k not in ("minutes", "steps")}
     merged = known | (load_toml(config) if config is not None else {}) | given
-    epochs = merged.get("epochs", store.get("target_epochs", 1))
+    epochs = merged["epochs"] if "epochs" in merged and "epochs" not in kept else None
+    epochs = given.get("epochs", epochs) or store.get("target_epochs", kept.get("epochs") or 1)
     if not isinstance(epochs, int | float) or epochs != int(epochs) or epochs < 1:
         raise UsageError(f"epochs is {epochs!r}, but a queue wants a whole number of 1 or more")
     return train_config(merged | {"epochs": float(epochs)}, "train"), int(epochs)
@@ -184,6 +187,11 @@ def _created(
     """A model made of its queue, and why it is packed or not."""
     crew = crew_of(said)
     refuse_hopeless(said, crew.team)
+    if said.start_from is not None:
+        raise UsageError(
+            f"start_from is {said.start_from!r}, but a model made of its queue begins anew; train "
+            "on files first, then feed it"
+        )
     if 0 not in store.segments():
         while not store.has_pending():
             if not lasting:
@@ -203,6 +211,12 @@ def _created(
         folder, config, recipe, tokenizer, crew, Course(1), tell, nothing, segments
     )
     trainer.options = asdict(said) | {"choice": choice.described()}
+    trainer.progress.evaluation_interval = said.evaluation_interval or 0
+    if said.patience and trainer.store.val.documents == 0:
+        raise UsageError(
+            f"patience is {said.patience}, but no text is held out, and nothing will be "
+            "validated; give val, or leave out patience"
+        )
     return trainer, why
 
 

@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from crystalline import early
 from crystalline.errors import CheckpointError, StoreError
 from crystalline.pipeline.ingest import ingest
 from crystalline.schedule import Course
@@ -20,9 +23,11 @@ from crystalline.store import Store
 
 if TYPE_CHECKING:
     from crystalline.trainer import Trainer
+    from crystalline.training import Event
 
 LOOK_SECONDS = 1.0  # between two looks into the queue
 RETRY_SECONDS = 30.0  # after one that failed
+IDLE_SECONDS = 2.0  # without a step, until what has been trained is saved
 WAIT_SECONDS = 0.2  # of a turn that has nothing to train: so soon a command is obeyed
 
 
@@ -37,6 +42,8 @@ class Feed:
         self._store: Store | None = None
         self._look_at = -1e9  # so long nobody looks into the queue
         self._waiting = False
+        self._idle_since = time.monotonic()
+        self.heard: deque[Event] = deque()  # of another thread, to be told on this one
 
     def begin(self, store: Store) -> None:
         """Takes in what is in the queue now; on the thread that ``store`` belongs to."""
@@ -50,8 +57,18 @@ class Feed:
         ends = not self.lasting and not self.enough  # unless something has just come
         if ends or time.monotonic() >= self._look_at or self.arrived.is_set():
             self._look()
-        self._tell_waiting(not self.enough)
-        return self.enough
+        while self.heard:
+            self.trainer.tell(self.heard.popleft())
+        enough = self.enough
+        if enough:
+            self._idle_since = time.monotonic()
+        self._tell_waiting(not enough)
+        return enough
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing could be trained for a while."""
+        return time.monotonic() - self._idle_since > IDLE_SECONDS
 
     def ask_epochs(self, epochs: int) -> None:
         """Each document is to be trained so often."""
@@ -70,14 +87,19 @@ class Feed:
         """Takes in what has come.  A disk that fails ends nothing while there is more to train, or
         while more text is waited for."""
         self._look_at = time.monotonic() + LOOK_SECONDS
+        before, failure = self.trainer.batches.split.documents, None
         try:
-            if self._take_in():
-                self._plan()
+            self._take_in()
         except (CheckpointError, StoreError) as error:
-            if not self.lasting and not self.enough:
-                raise
-            self._look_at = time.monotonic() + RETRY_SECONDS
-            self.trainer.saving.warn(f"{error}; what waits in the queue is taken in later")
+            failure = error
+        if self.trainer.batches.split.documents > before:
+            self._plan()
+        if failure is None:
+            return
+        if not self.lasting and not self.enough:
+            raise failure
+        self._look_at = time.monotonic() + RETRY_SECONDS
+        self.trainer.saving.warn(f"{failure}; what waits in the queue is taken in later")
 
     def wait(self) -> None:
         """Until text arrives, or it is time to look whether there is a command."""
@@ -131,18 +153,21 @@ class Feed:
             times = int(lacking[now].min())
             batches.append_pass(np.repeat(now, weights[now]), times)
             lacking -= times
-        self._aim()
+        self.aim()
 
-    def _aim(self) -> None:
+    def aim(self) -> None:
         """The course leads to the end of the stream; a new one, once the last has come there."""
         trainer, p = self.trainer, self.trainer.progress
         per = trainer.recipe.sequences
         steps = -(-self.left // per) if self.flush else self.left // per
         if steps == 0:
+            if 0 < p.step < p.course.steps:
+                p.course = replace(p.course, steps=p.step)
             return
         end = p.step + steps
         if p.step >= p.course.steps:
             p.course = Course(end, p.step)
+            early.go_on(trainer)
         elif p.course.steps != end:
             p.course = p.course.moved(p.step, end)
 

@@ -6,9 +6,11 @@ pending again, and a segment that nobody names, which the next training sweeps.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Sequence
 
+from crystalline.errors import CrystallineError
 from crystalline.segments import append_segment, sweep_segments
 from crystalline.shards import TokenStore
 from crystalline.store import Leased, Placed, Store
@@ -24,7 +26,9 @@ def later_segments(store: Store) -> list[int]:
 
 
 def segments_of(folder: str | os.PathLike[str]) -> list[int]:
-    """As ``later_segments``, of a model's folder."""
+    """As ``later_segments``, of a model's folder; state.db is not asked where there are none."""
+    if not os.path.isdir(os.path.join(folder, "data", "segments")):
+        return []
     with Store.open(folder, read_only=True) as store:
         return later_segments(store)
 
@@ -44,11 +48,18 @@ def ingest(
     if not taken:
         return tokens, 0
     number = max(store.segments(), default=0) + 1
-    segment = append_segment(folder, number, tokenizer, [one.text for one in taken])
-    more = tokens.extended([number])
-    placed = places(taken, segment.tokens, tokens.train.documents, tokens.train.tokens)
-    store.heartbeat()
-    store.tokenized(number, placed, fingerprint=more.fingerprint)
+    try:
+        segment = append_segment(folder, number, tokenizer, [one.text for one in taken])
+        more = tokens.extended([number])
+        placed = places(taken, segment.tokens, tokens.train.documents, tokens.train.tokens)
+        store.heartbeat()
+        store.tokenized(number, placed, fingerprint=more.fingerprint)
+    except BaseException:
+        # Nobody names the segment, so it goes, and its documents wait again.
+        with contextlib.suppress(CrystallineError):
+            sweep_segments(folder, later_segments(store))
+            store.release()
+        raise
     return more, len(taken)
 
 

@@ -7,8 +7,21 @@ import os
 from collections.abc import Sequence
 
 from crystalline.data import Piece, Skipped, Source, shown
+from crystalline.errors import UsageError
 from crystalline.shards import TokenStore
 from crystalline.store import Origin, Store
+
+FILES = "files"  # the origin of a model that was not made of its queue
+
+
+def refuse_fed(folder: str | os.PathLike[str]) -> None:
+    """UsageError where the text of a model's queue would be written over."""
+    with Store.open(folder, read_only=True) as store:
+        if store.segments() and store.get("origin") != FILES:
+            raise UsageError(
+                f"{shown(os.fspath(folder))}: is made of its queue; go on with crystalline train "
+                f"{shown(os.fspath(folder))}, or choose another out"
+            )
 
 
 class Texts:
@@ -50,6 +63,7 @@ class Texts:
         origins += [self._origin(p, None) for p in held_out if p.source.path not in learnt]
         with Store.open(folder, create=True) as store:
             store.created_with(origins, tokens.fingerprint)
+            store.set(origin=FILES)
 
     def _origin(self, piece: Piece, tokens: tuple[int, int, int] | None) -> Origin:
         digest, size = self._hash(piece.source)

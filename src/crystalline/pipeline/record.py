@@ -65,6 +65,7 @@ class Record:
     def close(self, outcome: str) -> None:
         """The run is over."""
         with self.store:
+            self.store.shrink()
             self.store.run_ended(self._run, self.training.progress.step, outcome)
 
 

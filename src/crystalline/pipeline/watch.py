@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from crystalline.data import MODEL_MARKS, File, Unusable, find_files, read_file, shown
-from crystalline.errors import CrystallineError, DataError, UsageError
+from crystalline.errors import DataError, UsageError
 from crystalline.store import Arrival, Store
 
 SETTLE = 2.0  # seconds without a change until a file is complete
@@ -90,7 +90,7 @@ class Watcher:
                 with Store.open(self.model, create=True, wait=BUSY) as store:
                     while not stop.is_set():
                         self._round(store, stop)
-            except CrystallineError as error:  # the files are still there: nothing is lost
+            except Exception as error:  # whatever it is: the files are still there
                 self._tell({"event": "trouble", "error": str(error)})
                 stop.wait(BUSY)
 
@@ -220,7 +220,7 @@ def _hints(
             ):  # fmt: skip
                 yield {path for _, path in changes}
             return
-    except OSError:  # no watch is left, or a folder has just vanished
+    except (OSError, RuntimeError):  # no watch is left, or a folder has just vanished
         pass
     yield set()
     while not stop.wait(TICK):
