@@ -19,6 +19,11 @@ def model_folder(name: str) -> str:
     return os.fspath(models_folder() / name)
 
 
+def _existing(name: str) -> str:
+    """As ``model_folder``, for a model that is there."""
+    return name if os.path.isdir(name) else model_folder(name)
+
+
 QUIET = click.option("--quiet", is_flag=True, help="Show nothing but errors.")
 EVENTS = "Write every event to standard output, one JSON object a line."
 JSON = click.option("--json", "as_json", is_flag=True, help=EVENTS)
@@ -75,10 +80,9 @@ def export(model: str, target: str, to: str, kind: str, quiet: bool, as_json: bo
     one_of(quiet, as_json)
     from crystalline.formats.convert import export_model
     from crystalline.progress import display
-    from crystalline.store.models import folder_of
     from crystalline.words import short
 
     with display(quiet, as_json) as show:
-        said = export_model(folder_of(model), target, to, kind, show)
+        said = export_model(_existing(model), target, to, kind, show)
     if not quiet and not as_json:
         click.echo(f"exported {short(said['bytes'])}B: {tame(said['path'])}", err=True)

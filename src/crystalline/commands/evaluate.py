@@ -61,7 +61,9 @@ def evaluate(
     crystalline eval models/mine my_project --code c
     """
     from crystalline.commands.waiting import Waiting
+    from crystalline.store.models import folder_of
 
+    folder = folder_of(folder)
     if code is not None:
         from crystalline.evaluation.code import evaluate_code
 

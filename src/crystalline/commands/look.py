@@ -15,8 +15,9 @@ from crystalline.errors import tame
 def info(folder: str, as_json: bool) -> None:
     """Show what is in FOLDER, and check every file of it."""
     from crystalline.info import describe, table
+    from crystalline.store.models import folder_of
 
-    said = describe(folder)
+    said = describe(folder_of(folder))
     if as_json:
         click.echo(json.dumps(said))
         return

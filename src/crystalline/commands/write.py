@@ -54,8 +54,9 @@ def generate(
         write(model, prompt, as_json, options, {"step": step})
         return
     from crystalline.inference import load
+    from crystalline.store.models import folder_of
 
-    write(load(folder, threads, precision), prompt, as_json, options)
+    write(load(folder_of(folder), threads, precision), prompt, as_json, options)
 
 
 @click.command()

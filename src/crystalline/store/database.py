@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sqlite3
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any, Self
@@ -26,6 +27,21 @@ CACHE_KIB = 64 << 10
 WAL_PAGES = 4000  # of 4 KiB, after which they are copied into the file itself
 
 PathLike = str | os.PathLike[str]
+
+
+_one_thread = threading.RLock()
+
+
+def _after_fork_in_child() -> None:
+    global _one_thread  # noqa: PLW0603
+    _one_thread = threading.RLock()
+
+
+os.register_at_fork(
+    before=lambda: _one_thread.acquire(),
+    after_in_parent=lambda: _one_thread.release(),
+    after_in_child=_after_fork_in_child,
+)
 
 
 class Database:
@@ -79,7 +95,8 @@ class Database:
 
     def close(self) -> None:
         """Gives the file back."""
-        self.db.close()
+        with told(self.path):
+            self.db.close()
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
@@ -222,9 +239,14 @@ def _upgrade(path: str, db: sqlite3.Connection) -> None:
 
 @contextlib.contextmanager
 def told(path: str) -> Iterator[None]:
-    """Says in one line what SQLite found wrong."""
+    """Says in one line what SQLite found wrong.
+
+    One thread of a process is in SQLite at a time, and none while the process forks: the child
+    would wait for ever for a mutex that nobody there holds.
+    """
     try:
-        yield
+        with _one_thread:
+            yield
     except sqlite3.ProgrammingError:
         raise  # our own mistake
     except sqlite3.Error as error:
