@@ -357,7 +357,7 @@ def test_a_command_while_it_waits_is_kept(tmp_path: Path) -> None:
     inbox.mkdir()
     with feeding(folder, flush=True, watch=[inbox]) as trainer:
         node = trainer.start()
-        while trainer.progress.step < trainer.progress.course.steps or not trainer.feed.left == 0:
+        while trainer.progress.step < trainer.progress.course.steps or trainer.feed.left != 0:
             time.sleep(0.01)
         time.sleep(0.5)
         node.set(learning_rate=0.00123)

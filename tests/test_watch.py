@@ -3,8 +3,10 @@ to the folders meanwhile."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -273,7 +275,8 @@ def test_a_queue_that_cannot_be_written_is_tried_again(
 ) -> None:
     monkeypatch.setattr(watch, "BUSY", 0.2)
     aged(folder / "a.txt", "one")
-    with Store.open(seen.model) as store, store.transaction():
+    with contextlib.closing(sqlite3.connect(seen.model / "state.db")) as other:
+        other.execute("BEGIN IMMEDIATE")
         start()
         seen.until(lambda: any(e["event"] == "trouble" for e in seen.events))
         assert "another process has been writing for too long" in seen.events[0]["error"]

@@ -32,14 +32,22 @@ PathLike = str | os.PathLike[str]
 _one_thread = threading.RLock()
 
 
+def _before_fork() -> None:
+    _one_thread.acquire()
+
+
+def _after_fork_in_parent() -> None:
+    _one_thread.release()
+
+
 def _after_fork_in_child() -> None:
     global _one_thread  # noqa: PLW0603
     _one_thread = threading.RLock()
 
 
 os.register_at_fork(
-    before=lambda: _one_thread.acquire(),
-    after_in_parent=lambda: _one_thread.release(),
+    before=_before_fork,
+    after_in_parent=_after_fork_in_parent,
     after_in_child=_after_fork_in_child,
 )
 
