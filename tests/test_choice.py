@@ -48,7 +48,7 @@ def fed(gflops: float, seconds: float, corpus: int) -> int:
     for rung in range(len(LADDER)):
         c = ladder_config(rung, V)
         trained = seconds * gflops * 1e9 / flops_per_token(c)
-        if trained >= 3.5 * parameter_count(c) and parameter_count(c) <= 2.5 * corpus:
+        if trained >= 2.5 * parameter_count(c) and parameter_count(c) <= 2.5 * corpus:
             best = c.dim
     return best
 

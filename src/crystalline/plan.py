@@ -72,7 +72,7 @@ LADDER = [
     (512, 8, 64, 256),
     (768, 12, 64, 512),
 ]
-TOKENS_PER_PARAMETER = 3.5  # trained, at least: fewer do not teach a larger model more
+TOKENS_PER_PARAMETER = 2.5  # trained, at least: fewer do not teach a larger model more
 PARAMETERS_PER_TOKEN = 2.5  # of the text, at most: a larger model learns a short text by heart
 
 
