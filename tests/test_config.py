@@ -298,7 +298,7 @@ def test_an_unknown_option_names_the_nearest(typed, meant):
 
 
 def test_an_option_like_no_other_lists_them():
-    message = refused(train_config, {"qqq": None}, "train.toml", most=600)
+    message = refused(train_config, {"qqq": None}, "train.toml", most=400)
     assert message.startswith("train.toml: unknown option 'qqq'; the options are minutes, steps,")
 
 

@@ -349,5 +349,4 @@ def test_a_step_allocates_what_was_forecast(samples: int) -> None:
         for place in range(2):
             decoder.gradient(ids, ids, 1.0, False, candidates.draw(place))
             decoder.loss(ids, ids)
-            # Of a few tokens the plan has room for more samples than one draw may have.
-            assert 0.98 * 4 * forecast <= team.work_bytes <= 4 * forecast
+            assert team.work_bytes == 4 * forecast

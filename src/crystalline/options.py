@@ -16,6 +16,9 @@ from crystalline.errors import ConfigError
 from crystalline.rules import nearest_name, refuse
 
 
+LISTED = 25  # options that an error names; crystalline train --help has them all
+
+
 def train_config(options: Mapping[str, object], where: str) -> TrainConfig:
     """A TrainConfig from named options (TOML, command line or keywords); None counts as not said.
 
@@ -29,7 +32,7 @@ def train_config(options: Mapping[str, object], where: str) -> TrainConfig:
         for name, value in options.items():
             if name not in types:
                 near = nearest_name(name, known)
-                hint = f"did you mean {near}?" if near else f"the options are {', '.join(known)}"
+                hint = f"did you mean {near}?" if near else f"the options are {', '.join(known[:LISTED])} ..."
                 raise ConfigError(f"unknown option {reprlib.repr(name)}; {hint}")
             if value is not None:
                 values[name] = _convert(name, value, types[name])

@@ -92,7 +92,10 @@ cdef class Team(Momenta):
         E = (H + 2 * K) * shape.head_dim
         shared = max(cry_need_head_in(&self.c, &groups[0], D, V, S == 0, bf16 and S == 0),
                      cry_need_head_sampled(&self.c, &groups[0], D, S, 1))
-        for n, k in ((E, D), (D, E), (D, D), (2 * F, D), (D, 2 * F), (D, F), (F, D), (D, R), (F, R)):
+        products = [(D, R), (F, R)]
+        if bf16 or R > CRY_FEW_ROWS:  # fewer rows of float32 are multiplied where a weight lies
+            products += [(E, D), (D, E), (D, D), (2 * F, D), (D, 2 * F), (D, F), (F, D)]
+        for n, k in products:
             shared = max(shared, self._product_floats(n, k))
         scratch = cry_need_attention(&shape, 1)
         if muon:
