@@ -15,7 +15,6 @@ from crystalline.config import REAL_RULES, WHOLE_RULES, TrainConfig
 from crystalline.errors import ConfigError
 from crystalline.rules import nearest_name, refuse
 
-
 LISTED = 25  # options that an error names; crystalline train --help has them all
 
 
@@ -32,7 +31,8 @@ def train_config(options: Mapping[str, object], where: str) -> TrainConfig:
         for name, value in options.items():
             if name not in types:
                 near = nearest_name(name, known)
-                hint = f"did you mean {near}?" if near else f"the options are {', '.join(known[:LISTED])} ..."
+                first = ", ".join(known[:LISTED])
+                hint = f"did you mean {near}?" if near else f"the options are {first} ..."
                 raise ConfigError(f"unknown option {reprlib.repr(name)}; {hint}")
             if value is not None:
                 values[name] = _convert(name, value, types[name])
