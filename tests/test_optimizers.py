@@ -292,8 +292,9 @@ def test_matrices_that_do_not_fit_are_refused() -> None:
     both, two = np.array([(0, 2, 2), (3, 2, 2)], np.int64), np.ones(2, np.float32)
     with pytest.raises(ValueError, match="muon_step: matrix 1 is 2 x 2 at 3, expected within 4"):
         team.muon_step(*state, both, two, coefficients, **named)
-    with pytest.raises(ValueError, match="muon_step: coefficients has no rows"):
-        team.muon_step(*state, both[:1], steps, coefficients[:0], **named)
+    for wrong in (coefficients[:0], np.repeat(coefficients[:1], 7, axis=0)):
+        with pytest.raises(ValueError, match=f"coefficients has {len(wrong)} rows, .* give 1 to 6"):
+            team.muon_step(*state, both[:1], steps, wrong, **named)
 
 
 # --- The average of the weights.

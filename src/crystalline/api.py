@@ -18,7 +18,6 @@ from crystalline.config import (
 )
 from crystalline.data import Piece, collect, split
 from crystalline.errors import StoreError, UsageError
-from crystalline.forecast.machine import resident
 from crystalline.inference import Model, load
 from crystalline.memory import give_back
 from crystalline.options import load_toml, train_config
@@ -122,9 +121,8 @@ def training(
         raise UsageError("no paths to train on; name a file or a folder of text or code")
     with claimed(folder) as claim:
         if resume:
-            base = resident()
             trainer = resumed(folder, said, given, merged, crew_of(said), claim, tell, at)
-            tell_plan(trainer, tell, base, "as it was begun")
+            tell_plan(trainer, tell, "as it was begun")
         else:
             trainer = _created(paths or (), folder, said, (begun, called), claim, tell)
         try:
@@ -151,7 +149,6 @@ def _created(
     start = starting_point(folder, said)
     if start is None:
         refuse_hopeless(said, team)
-    base = resident()
     sources, skipped = collect(paths)
     val_sources, val_skipped = collect(said.val) if said.val else (None, [])
     skipped = [*skipped, *val_skipped]
@@ -195,7 +192,7 @@ def _created(
         trainer.progress.course = Course(-(-sequences // recipe.sequences))
     if minutes is not None and choice.pace is not None:
         trainer.aim(begun + 60 * minutes, choice.pace.step(recipe), called - begun)
-    tell_plan(trainer, tell, base, why, start)
+    tell_plan(trainer, tell, why, start)
     return trainer
 
 

@@ -18,6 +18,7 @@ cdef extern from "crystalline/kernels.h" nogil:
         float grad_scale, beta1, rest1, beta2, rest2, step_size, eps, decay, root_bias2
     ctypedef struct cry_momentum:
         float grad_scale, beta1, rest1, beta2, rest2, step_size, decay
+    enum: CRY_MUON_ITERATIONS
     ctypedef struct cry_muon:
         cry_momentum momentum
         int64_t iterations

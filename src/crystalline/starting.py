@@ -18,7 +18,8 @@ from crystalline.config import (
 )
 from crystalline.forecast.choice import Choice, choose, choose_continued
 from crystalline.forecast.fits import check_memory
-from crystalline.forecast.memory import MIB, Text, memory
+from crystalline.forecast.machine import most_resident
+from crystalline.forecast.memory import MIB, Text, memory_when_ready
 from crystalline.memory import give_back
 from crystalline.model import check_precision
 from crystalline.packing import chosen_packing
@@ -33,7 +34,7 @@ from crystalline.plan import (
 from crystalline.shards import Split
 from crystalline.spheres.crew import Crew, make_crew
 from crystalline.start import Start
-from crystalline.tokenizer import Tokenizer, default_vocab_size
+from crystalline.tokenizer import Tokenizer, default_vocab_size, use_threads
 from crystalline.trainer import Trainer
 from crystalline.training import OnEvent
 
@@ -54,21 +55,24 @@ def reporter(tell: OnEvent, phase: str) -> Callable[[int, int], None]:
 
 
 def crew_of(said: TrainConfig) -> Crew:
-    return make_crew(
+    crew = make_crew(
         said.threads, depth=said.hierarchy_depth, strategy=said.thread_allocation, pin=said.pin,
         steal=said.work_stealing, recursive=said.recursive_spawning,
     )  # fmt: skip
+    use_threads(crew.team.threads)
+    return crew
 
 
 def tell_plan(
-    trainer: Trainer, tell: OnEvent, base: int, packing_reason: str, start: Start | None = None
+    trainer: Trainer, tell: OnEvent, packing_reason: str, start: Start | None = None
 ) -> None:
-    """The plan event; the process held ``base`` bytes when it began."""
+    """The plan event."""
     c, r, store = trainer.config, trainer.recipe, trainer.store
     text = Text(
         store.train.bytes + store.val.bytes, store.train.tokens + store.val.tokens,
-        store.train.documents, trainer.progress.step == 0 and not trainer.options["tokenizer"],
+        store.train.documents, sequences=trainer.progress.course.steps * r.sequences,
     )  # fmt: skip
+    need = memory_when_ready(c, r, trainer.team, text, trainer.held, most_resident())
     tell({
         "event": "plan", **asdict(c), **asdict(r), "seq_len": trainer.T, "context": c.seq_len,
         "begins_from": None if start is None else start.where,
@@ -76,7 +80,7 @@ def tell_plan(
         "step": trainer.progress.step, "train_tokens": store.train.tokens,
         "validation_tokens": store.val.tokens, "threads": trainer.team.threads,
         "isa": trainer.team.isa, "out": str(trainer.out), **trainer.crew.described(),
-        "memory_mib": memory(c, r, trainer.team, text, base).peak / MIB,
+        "memory_mib": need.peak / MIB,
         "choice": trainer.options.get("choice"), "length": trainer.batches.seq_len,
         "packing_reason": packing_reason,
     })  # fmt: skip

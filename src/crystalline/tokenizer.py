@@ -40,6 +40,7 @@ _LONG = re.compile(rf"(\S{{{LONG_WORD}}}|\s{{{LONG_WORD}}})")
 RARE = {*range(32), 127, 0xC0, 0xC1, 0xF1, 0xF2, *range(0xF5, 256)} - set(b"\t\n\r")
 
 _THREADS = "TOKENIZERS_PARALLELISM"
+_POOL = "RAYON_NUM_THREADS"
 
 Ids = npt.NDArray[np.int32]
 
@@ -64,6 +65,12 @@ os.register_at_fork(
     after_in_parent=_after_fork_in_parent,
     after_in_child=_after_fork_in_child,
 )
+
+
+def use_threads(count: int) -> None:
+    """So many threads make tokens from now on, unless the environment says how many, or the first
+    have been made: the package keeps those."""
+    os.environ.setdefault(_POOL, str(count))
 
 
 def default_vocab_size(corpus_bytes: int) -> int:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import resource
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -20,6 +19,8 @@ from crystalline import early
 from crystalline._native import pin_thread
 from crystalline._queue import SphereMessage
 from crystalline.errors import Interrupted, StoreError, UsageError
+from crystalline.forecast.machine import most_resident
+from crystalline.forecast.memory import MIB
 from crystalline.pacing import passes
 from crystalline.pipeline.feed import Feed
 from crystalline.pipeline.record import Record
@@ -274,7 +275,7 @@ class Trainer(Training):
             "tokens_per_s": event["tokens"] / pacing.pace,
             "elapsed": time.monotonic() - pacing.begun,
             "eta": (p.course.steps - p.step) * pacing.pace,
-            "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+            "peak_mib": most_resident() / MIB,
         }  # fmt: skip
         return event
 

@@ -21,6 +21,7 @@ from crystalline.config import ModelConfig
 from crystalline.errors import CheckpointError, NumericsError
 from crystalline.evaluation.windows import window_nats
 from crystalline.forecast.fits import check_memory
+from crystalline.forecast.machine import resident
 from crystalline.kept import BEST
 from crystalline.layers import Floats
 from crystalline.memory import give_back
@@ -86,6 +87,7 @@ class Training:
             state=stream,
         )  # fmt: skip
         check_memory(config, recipe, self.team, length=self.batches.seq_len)
+        self.held = resident()  # before the memory of the model
         self.candidates: Candidates | None = None
         if recipe.loss == "sampled":
             counts = created.train.counts(config.vocab_size)  # the same, whatever comes later

@@ -66,9 +66,9 @@ cdef class Momenta(Sparse):
         _same("muon_step", "columns of matrices", matrices.shape[1], "begin, rows and columns", 3)
         _same("muon_step", "step_sizes", step_sizes.shape[0], "matrices", matrices.shape[0])
         _same("muon_step", "columns of coefficients", coefficients.shape[1], "those of a step", 3)
-        if coefficients.shape[0] == 0:
-            raise ValueError("muon_step: coefficients has no rows, but there is one for every "
-                             "iteration; give one or more")
+        if not 1 <= coefficients.shape[0] <= CRY_MUON_ITERATIONS:
+            raise ValueError(f"muon_step: coefficients has {coefficients.shape[0]} rows, one for "
+                             f"every iteration; give 1 to {CRY_MUON_ITERATIONS}")
         for i in range(matrices.shape[0]):
             begin, rows, columns = matrices[i, 0], matrices[i, 1], matrices[i, 2]
             if rows < 1 or columns < 1 or not past <= begin <= p.shape[0] - rows * columns:

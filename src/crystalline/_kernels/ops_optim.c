@@ -103,7 +103,8 @@ cry_status cry_muon_step(const cry_team *team, float *p, float *m, const float *
                          const int64_t *matrices, const float *step_sizes, int64_t count,
                          const cry_muon *c)
 {
-    if (n < 0 || count < 0 || c->iterations < 1) return CRY_BAD_SHAPE;
+    if (n < 0 || count < 0 || c->iterations < 1 || c->iterations > CRY_MUON_ITERATIONS)
+        return CRY_BAD_SHAPE;
     for (const int64_t *at = matrices; at < matrices + 3 * count; at += 3)
         if (at[0] < 0 || at[1] <= 0 || at[2] <= 0 || at[0] > n || at[1] > (n - at[0]) / at[2])
             return CRY_BAD_SHAPE;

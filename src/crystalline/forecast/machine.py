@@ -23,6 +23,16 @@ def resident() -> int:
     return int(psutil.Process().memory_info().rss)
 
 
+def most_resident() -> int:
+    """The most bytes of memory that this process has held.  (``ru_maxrss`` would count those of the
+    process that began it.)"""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return resident()
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM")), 0)
+
+
 def shared_room() -> int:
     """Bytes left where memory is shared with other processes."""
     try:

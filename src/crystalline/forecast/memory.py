@@ -24,12 +24,16 @@ MIB = 1 << 20
 MB = 1e6
 # Measured, in bytes: what is added to a process that has loaded the libraries.
 WORKING = 10 * MIB  # their code as it is used, threads, the interpreter's own
-LEFTOVERS = 13 * MIB, 500_000  # of making tokens, from so many on, that cannot be given back
+LEFTOVERS = 4 * MIB, 5.0, 8.0 * MB  # of making tokens, at first and for each byte of text up to so
+# many: what cannot be given back, on one or two threads
+A_THREAD = 4 * MIB, 1.8, 5.0 * MB  # more of it, and at the peak before, for each thread above two
+READY = 4.5 * MIB, 400  # of a training that is ready to begin: what comes yet, and for each word
+PAGES = 1 << 16  # bytes of a token file that come with the first of them
 A_WORD = 1200  # of the vocabulary: the tokenizer's tables, and their text in every checkpoint
 A_WORD_SAMPLED = 400  # more with the sampled loss
 A_SEQUENCE = 100  # of an epoch: where it begins, and the order
 A_DOCUMENT = 100
-LEARNING = 18 * MIB, 6.7, 8.0 * MB  # a vocabulary: at first, and for each byte up to so many
+LEARNING = 20 * MIB, 15.0, 8.0 * MB  # a vocabulary: at first, and for each byte up to so many
 LEARNT = 8 * MIB, 2.8, 8.0 * MB  # what of that stays
 TURNING = 15 * MIB, 4.5, 4.2 * MB  # text into tokens, beside what stayed
 
@@ -37,12 +41,14 @@ TURNING = 15 * MIB, 4.5, 4.2 * MB  # text into tokens, beside what stayed
 @dataclass(frozen=True)
 class Text:
     """What is trained on, as far as memory depends on it: bytes and tokens of all of it, documents,
-    and whether its vocabulary is still to be learnt."""
+    whether its vocabulary is still to be learnt, and how many sequences are read, if it is known.
+    """
 
     bytes: int = 0
     tokens: int = 0
     documents: int = 1
     fresh: bool = True
+    sequences: int | None = None
 
 
 @dataclass(frozen=True)
@@ -113,21 +119,43 @@ def arenas(
 
 def memory(c: ModelConfig, recipe: Recipe, team: Team, text: Text, base: int) -> Memory:
     """The forecast for a process that holds ``base`` bytes when it begins, libraries loaded."""
-    width = 2 if c.vocab_size <= 1 << 16 else 4
     word = A_WORD + (A_WORD_SAMPLED if recipe.samples else 0)
-    left, many = LEFTOVERS
+    threads = max(0, team.threads - 2) * _of(text, *A_THREAD)  # the tokenizer has as many
     training = {
-        "libraries": base + WORKING + round(left * min(1.0, text.tokens / many)),
+        "libraries": base + WORKING + _of(text, *LEFTOVERS) + threads,
         **arenas(c, recipe, team),
         "vocabulary": word * c.vocab_size,
-        "tokens": width * text.tokens,
-        "order of text": A_SEQUENCE * (text.tokens // c.seq_len) + A_DOCUMENT * text.documents,
+        **_read(c, text),
     }
     stayed = _of(text, *LEARNT) if text.fresh else LEARNT[0]
-    before = {"turning text into tokens": base + stayed + _of(text, *TURNING)}
+    before = {"turning text into tokens": base + stayed + _of(text, *TURNING) + threads}
     if text.fresh:
-        before["learning a vocabulary"] = base + _of(text, *LEARNING)
+        before["learning a vocabulary"] = base + _of(text, *LEARNING) + threads
     return Memory(training, before)
+
+
+def memory_when_ready(
+    c: ModelConfig, recipe: Recipe, team: Team, text: Text, held: int, peak: int
+) -> Memory:
+    """The same when the tokens are made: the process has held ``peak`` bytes at most so far, and
+    held so many when it began to lay out its arenas."""
+    first, word = READY
+    training = {
+        "libraries": held + round(first),
+        **arenas(c, recipe, team),
+        "vocabulary": (word + (A_WORD_SAMPLED if recipe.samples else 0)) * c.vocab_size,
+        **_read(c, text),
+    }
+    return Memory(training, {"so far": peak})
+
+
+def _read(c: ModelConfig, text: Text) -> dict[str, int]:
+    """What grows with the text that is read."""
+    tokens = (2 if c.vocab_size <= 1 << 16 else 4) * text.tokens
+    if text.sequences is not None:
+        tokens = min(tokens, text.sequences * PAGES)
+    order = A_SEQUENCE * (text.tokens // c.seq_len) + A_DOCUMENT * text.documents
+    return {"tokens": tokens, "order of text": order}
 
 
 def _of(text: Text, first: float, each: float, most: float) -> int:

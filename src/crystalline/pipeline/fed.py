@@ -24,7 +24,6 @@ from crystalline.config import TrainConfig
 from crystalline.data import HELD_OUT, Piece, collect
 from crystalline.errors import UsageError
 from crystalline.files import sync_folder, write_durably
-from crystalline.forecast.machine import resident
 from crystalline.inference import Model, load
 from crystalline.modelfiles import TOKENIZER
 from crystalline.options import load_toml, train_config
@@ -94,7 +93,7 @@ def feeding(
     **options: Any,
 ) -> Iterator[Trainer]:
     """As ``feed``, but hands over the trainer, ready to ``run`` or to ``start``."""
-    tell, folder, base = on_event or (lambda event: None), Path(model), resident()
+    tell, folder = on_event or (lambda event: None), Path(model)
     with contextlib.ExitStack() as stack:
         claim = stack.enter_context(claimed(folder))
         with Store.open(folder, create=True) as store:
@@ -119,7 +118,7 @@ def feeding(
             arrivals.feed = trainer.feed
             if not watch:
                 _refuse_idle(trainer.feed, trainer)
-        tell_plan(trainer, tell, base, why)
+        tell_plan(trainer, tell, why)
         try:
             yield trainer
         finally:

@@ -78,8 +78,11 @@ typedef struct cry_momentum {
      * p = decay p - step_size u */
 } cry_momentum;
 
-/* One update by Muon: `momentum` is that of sgd, whose u is brought near the nearest matrix with
- * orthonormal rows or columns by `iterations` odd polynomials of degree 5, coefficients(iterations,3). */
+/* One update by Muon: `momentum` is that of sgd, whose u, finite, is brought near the nearest matrix
+ * with orthonormal rows or columns by `iterations` odd polynomials of degree 5,
+ * coefficients(iterations,3).  More of them than these are refused: rounding, which each multiplies
+ * by the slope at zero, blows up after eight or so. */
+#define CRY_MUON_ITERATIONS 6
 typedef struct cry_muon {
     cry_momentum momentum; /* step_size is not looked at: every matrix has its own */
     int64_t iterations;
