@@ -1,9 +1,9 @@
 """Primes in a range, ascending, of all groups or of one: MATH section 4.
 
-To 2^53 they are sieved by segments.  The base primes, those to the root of the range's end, are made
-once, by the abacus that has no parent, and only read by all its descendants.  Beyond 2^53, and where
-a range or a question is so small that sieving would cost more, each number is proved alone (Miller
-and Rabin's test with the first 12 primes as bases).  Neither is ever wrong.
+To 2^53 they are sieved by segments.  The base primes, those to the root of the range's end, are
+made once, by the abacus that has no parent, and only read by all its descendants.  Beyond 2^53,
+and where a range or a question is so small that sieving would cost more, each number is tested
+alone, by Miller and Rabin's test with the first 12 primes as bases: up to 2^64 it is a proof.
 
 Memory: four bytes for each base prime, as much again for each sieve at work, and segments of 32 KiB
 to 1 MiB: in all O(sqrt n).
@@ -60,9 +60,9 @@ class Abacus:
     ``lo`` and ``hi`` are integers from 0 to 2^64 - 1, ``group`` from 0 to 11; the ``hi`` of a
     child is at most that of its ``parent``.  Anything else raises ValueError (UsageError).
 
-    Iteration gives ints, ``arrays()`` the same by segments.  Look-ups (``contains``, ``next_prime``)
-    test single numbers until enough of them lie close together; then their surroundings are
-    sieved, and kept as a window, from which this abacus and its descendants answer.
+    Iteration gives ints, ``arrays()`` the same by segments.  Look-ups (``contains``,
+    ``next_prime``) test single numbers until enough of them lie close together; then what
+    surrounds them is sieved, and kept as a window from which it and its descendants answer.
 
     An abacus belongs to one thread; its children may work in other threads meanwhile.
     """
@@ -86,7 +86,7 @@ class Abacus:
         self._base: NDArray[np.uint32] | None = None
         self._total: int | None = None
         self._window: _Window | None = None
-        self._missed, self._near = 0, 0
+        self._missed, self._near = -REACH, 0
         self._generated = self._hits = self._misses = 0
         self._parent_lookups = self._crossings = 0
 
@@ -105,7 +105,7 @@ class Abacus:
     def base_primes(self) -> NDArray[np.uint32]:
         """All primes to the root of the oldest ancestor's ``hi`` (of 2^53 if that is less).
 
-        Shape (count,), uint32, read-only; the very same array for an abacus and all its descendants.
+        Shape (count,), uint32, read-only; the very same array for all descendants.
         """
         if self.parent is not None:
             return self.parent.base_primes
@@ -272,7 +272,7 @@ def _listed(sieve: _sieve.Sieve, lo: int, hi: int, mask: int) -> _Primes:
 
 
 def _primes_to(limit: int) -> NDArray[np.uint32]:
-    """All primes to ``limit``, read-only.  The sieve brings along those whose square is < 27,889."""
+    """All primes to ``limit``, read-only.  To sieve below 167 squared takes no base primes."""
     base = _primes_to(isqrt(limit)) if limit >= _sieve.FIRST**2 else np.empty(0, np.uint32)
     parts = [np.array([p for p in APART if p <= limit], np.uint32)]
     for sieve in _segments(0, limit, base):
@@ -280,6 +280,3 @@ def _primes_to(limit: int) -> NDArray[np.uint32]:
     primes = np.concatenate(parts)
     primes.flags.writeable = False
     return primes
-
-
-__all__ = ["Abacus", "Counters"]

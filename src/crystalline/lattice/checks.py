@@ -1,4 +1,4 @@
-"""What the lattice accepts as arguments.  Everything else is a UsageError, which is a ValueError."""
+"""What the lattice accepts as arguments; all else is a UsageError, which is a ValueError."""
 
 from __future__ import annotations
 
