@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import importlib
 import json
+import sys
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +67,30 @@ def test_primes_one_by_one(lo: int, width: int, room: int, group: int) -> None:
     out = np.zeros(21, np.uint64)
     assert _sieve.primes_between(lo, hi, _sieve.mask(group), out[:room]) == len(right)
     assert out.tolist() == right + [0] * (21 - len(right))
+
+
+def test_other_threads_run_while_a_segment_is_sieved() -> None:
+    """Nobody is asked to give up the interpreter here: the other thread gets it only from C."""
+    sieve = segment(0, 1 << 20)
+    seen: list[int] = []
+
+    def other() -> None:
+        time.sleep(0.001)
+        seen.append(1)
+
+    interval = sys.getswitchinterval()
+    thread = threading.Thread(target=other)
+    sys.setswitchinterval(1000)
+    try:
+        thread.start()
+        for _ in range(1000):
+            sieve.advance()
+            if seen:
+                break
+        assert seen
+    finally:
+        sys.setswitchinterval(interval)
+        thread.join()
 
 
 def _bench(monkeypatch: pytest.MonkeyPatch, program: Path, said: str, *words: str) -> Any:
