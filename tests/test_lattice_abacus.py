@@ -293,6 +293,7 @@ def test_windows_of_ancestors() -> None:
     assert child.contains(999_983) and child.next_prime(999_979) == 999_983
     assert child.counters == Counters(1, 0, 0, 2, 0)
     assert root.counters == Counters(0, 0, 2, 0, 0)
+    assert Abacus(0, 999_982, parent=root).next_prime(999_979) is None  # the window goes on
 
 
 def test_no_window_where_tests_are_cheaper() -> None:
@@ -303,6 +304,8 @@ def test_no_window_where_tests_are_cheaper() -> None:
     far = Abacus(0, LAST)
     assert [far.contains(LARGEST) for _ in range(9)] == [True] * 9
     assert far.counters.misses == 9 and far._base is None
+    far._missed, far._near = LARGEST, 10**9  # however many there were: no sieve reaches so far
+    assert far.contains(LARGEST) and far._window is None
 
 
 def test_a_window_ends_with_the_range() -> None:
