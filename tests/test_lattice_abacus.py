@@ -311,10 +311,9 @@ def test_no_window_where_tests_are_cheaper() -> None:
 def test_a_window_ends_with_the_range() -> None:
     """The base primes answer for nothing beyond the root of hi."""
     a = Abacus(0, 30_011**2 - 1)
-    assert [a.contains(a.hi - 2 * i) for i in range(40)] == [
-        sympy.isprime(a.hi - 2 * i) for i in range(40)
-    ]
-    big = Abacus(0, LAST, parent=None)
+    last = [a.hi - 2 * i for i in range(40)]
+    assert [a.contains(n) for n in last] == [sympy.isprime(n) for n in last]
+    big = Abacus(0, LAST)
     big._window = abacus._Window(next(abacus._segments(0, 1000, big.base_primes)), 0, 1000)
     assert big.next_prime(997) == 1009  # goes on behind its window
 
@@ -344,8 +343,8 @@ def test_control_c(lo: int) -> None:
     """Years of work end at the next segment."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     timer = threading.Timer(0.2, _thread.interrupt_main)
-    timer.start()
     try:
+        timer.start()
         with pytest.raises(KeyboardInterrupt):
             Abacus(lo, LAST).count()
     finally:

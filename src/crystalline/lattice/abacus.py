@@ -1,4 +1,4 @@
-"""Primes in a range, ascending, of all groups or of one: MATH section 4.
+"""Primes in a range, ascending, of all groups or of one.
 
 To 2^53 they are sieved by segments.  The base primes, those to the root of the range's end, are
 made once, by the abacus that has no parent, and only read by all its descendants.  Beyond 2^53,
