@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 import sympy
 from click.testing import CliRunner
-from hypothesis import given
+from conftest import examples
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from crystalline import _sieve
@@ -42,6 +43,7 @@ def segment(begin: int, size: int) -> _sieve.Sieve:
     return sieve
 
 
+@settings(max_examples=examples(100), deadline=None)
 @given(st.integers(0, 10**8), st.integers(1, 6), st.data())
 def test_parts_of_a_segment(word: int, words: int, data: Any) -> None:
     """Any part of a segment, with ends that lie in it or beyond."""
@@ -60,6 +62,7 @@ def test_parts_of_a_segment(word: int, words: int, data: Any) -> None:
     assert sieve.first(lo, hi, mask) == (right[0] if right else 0)
 
 
+@settings(max_examples=examples(100), deadline=None)
 @given(st.integers(0, 2**64 - 1), st.integers(0, 2000), st.integers(0, 20), st.integers(-1, 11))
 def test_primes_one_by_one(lo: int, width: int, room: int, group: int) -> None:
     hi = min(lo + width, 2**64 - 1)
