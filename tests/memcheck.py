@@ -26,7 +26,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 HERE = Path(__file__).parent
-OURS = ("/_native.", "/_queue.", "/_region.")  # extension modules
+OURS = ("/_native.", "/_queue.", "/_region.", "/_sieve.")  # extension modules
 UNSET = ("UninitValue", "UninitCondition")
 LOADER = "/ld-linux"
 VALGRIND = [

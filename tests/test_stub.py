@@ -10,7 +10,7 @@ from types import ModuleType
 import pytest
 
 import crystalline
-from crystalline import _native, _queue
+from crystalline import _native, _queue, _sieve
 
 IMPORTED = {
     "np", "UsageError", "arena", "CrystallineError", "QueueAlone", "QueueClosed", "QueueCorrupt",
@@ -21,7 +21,7 @@ CLASSES = [
         "Pool", "Products", "Softmaxes", "Rows", "Attends", "Narrow", "Generates", "Sparse",
         "Momenta", "Team", "Weight", "Stack",
     )
-] + [(_queue, "MessageQueue"), (_queue, "SphereMessage")]  # fmt: skip
+] + [(_queue, "MessageQueue"), (_queue, "SphereMessage"), (_sieve, "Sieve")]  # fmt: skip
 
 
 def stub(module: ModuleType) -> ast.Module:
@@ -39,7 +39,7 @@ def public(thing: object) -> set[str]:
     return {name for name in vars(thing) if not name.startswith("_")}
 
 
-@pytest.mark.parametrize("module", [_native, _queue])
+@pytest.mark.parametrize("module", [_native, _queue, _sieve])
 def test_the_module_holds_what_the_stub_says(module: ModuleType) -> None:
     told = {
         node.target.id if isinstance(node, ast.AnnAssign) else node.name
