@@ -71,7 +71,7 @@ class Angle(NamedTuple):
     near_boundary: Any  # whether p is at most 100 from 144000
 
 
-def turns(k: Any) -> F64:
+def turns(k: Any) -> Any:
     """The turns of the spiral, k pi (1 + sqrt 5) mod 2 pi, in [0, 2 pi), float64 of k's shape.
 
     k: integers from 0 to 2^64 - 1.  Exact to 1e-15, and the same bits everywhere.  UsageError for
@@ -81,7 +81,7 @@ def turns(k: Any) -> F64:
     flat, out = k.reshape(-1), np.empty(k.size)
     for rows in _blocks(k.size):
         out[rows] = _radians(_multiples(flat[rows], _golden_step()))
-    return out.reshape(k.shape)
+    return out.reshape(k.shape)[()]
 
 
 def spiral(k: Any) -> Any:
