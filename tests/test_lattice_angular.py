@@ -75,10 +75,10 @@ def around(a: Any, b: Any) -> Any:
     ((144001, 13337, 1, 0.343), "135594.196703926"),
 ])  # fmt: skip
 def test_stated_values_of_theta(given_: tuple[int, int, int, float], value: str) -> None:
-    half = mpf(10) ** -len(value.split(".")[1]) / 2
+    digits = len(value.split(".")[1])
     found, truth = theta(*given_), sum(mp_terms(*given_))
-    assert abs(truth - mpf(value)) <= half
-    assert abs(mpf(found) - truth) <= 2 * EPS * truth
+    assert abs(truth - mpf(value)) <= mpf(10) ** -digits / 2
+    assert f"{found:.{digits}f}" == f"{angle(*given_).theta:.{digits}f}" == value
 
 
 def test_stated_values_of_the_terms() -> None:

@@ -182,6 +182,6 @@ def test_nothing_takes_three_or_355_over_113_for_pi() -> None:
     from crystalline.lattice import angular
 
     with mp.workdps(40):
-        assert angular.TURN == float(2 * mp.pi)
-        assert abs(angular.SPIRAL_STEP - mp.pi * (1 + mp.sqrt(5))) < 2e-15
+        assert float(2 * mp.pi) == angular.TURN
+        assert abs(mpf(angular.SPIRAL_HIGH) + angular.SPIRAL_LOW - 2 * mp.pi * mp.phi) < 1e-22
         assert abs(angular.INDEX_STEP - 2 * mp.pi / (12 * mp.log(3))) < 1e-16

@@ -139,7 +139,7 @@ POSITION = {"group": 1, "depth": 0, "centre": 100, "radius": 10}
     (lambda: growth(1001), "depth is 1001; expected an integer from -1000 to 1000"),
     (lambda: level_size(-1), "depth is -1; expected an integer from 0 to 1000"),
     (lambda: level_total(True), "depth is True; expected an integer from 0 to 1000"),
-    (lambda: span("lo", 5, "hi", 4), "lo is 5; expected an integer from 0 to 4, not above hi"),
+    (lambda: span("lo", 5, "hi", 4), "lo is 5; expected an integer from 0 to hi 4"),
     (lambda: span("lo", -5, "hi", 4), "lo is -5; expected an integer from 0 to 2^64 - 1"),
     (lambda: span("lo", 5, "hi", 2**64),
      "hi is 18446744073709551616; expected an integer from 0 to 2^64 - 1"),

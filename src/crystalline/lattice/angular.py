@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from fractions import Fraction
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -49,7 +50,12 @@ BLOCK = 1 << 13  # numbers worked on at once: they and what is made of them stay
 TURN = 2 * math.pi
 HALF, LOW = np.uint64(32), np.uint64(2**32 - 1)
 GROUPS, CULMINATION = np.uint64(SYMMETRY_GROUPS), np.uint64(VECTOR_CULMINATION)
-SPIRAL_STEP = math.pi * (1 + math.sqrt(5))
+# The sine of the double nearest to pi is what that double lacks of pi.
+SPIRAL_STEP = (Fraction(math.pi) + Fraction(math.sin(math.pi))) * Fraction(
+    as_fixed(GOLDEN_RATIO, 128), 1 << 127
+)
+SPIRAL_HIGH = math.floor(SPIRAL_STEP * 2**22) / 2**22  # 26 bits: times k to 2^27 is exact
+SPIRAL_LOW = float(SPIRAL_STEP - Fraction(SPIRAL_HIGH))
 INDEX_STEP = TURN / (SYMMETRY_GROUPS * math.log(3))
 
 WAVELENGTHS = {
@@ -86,7 +92,7 @@ def turns(k: Any) -> Any:
 
 def spiral(k: Any) -> Any:
     """k pi (1 + sqrt 5): the first term of theta, float64 of k's shape."""
-    return (integers("k", k, 0, UINT64) * SPIRAL_STEP)[()]
+    return _ahead(integers("k", k, 0, UINT64), np.float64(0))
 
 
 def index(n: Any) -> Any:
@@ -125,7 +131,7 @@ def theta(p: Any, k: Any, n: Any = 0, lam: Any = 0.0) -> Any:
     the place on the clock see ``angle``, which loses none.  UsageError names the argument.
     """
     (p, k, n, lam), _ = _together(p, k, n, lam)
-    return spiral(k) + index(n) + (phonetic(lam) + omega(p)) + psi(p)
+    return _ahead(k, index(n) + (phonetic(lam) + omega(p)) + psi(p))
 
 
 def angle(p: int, k: int, n: int = 0, lam: float = 0.0) -> Angle:
@@ -159,7 +165,7 @@ def _angles(p: U64, k: U64, n: NDArray[np.int64], lam: F64) -> Angle:
         + _fractions(offset / TURN + turned)
     )
     return Angle(
-        spiral(k) + index(n) + offset + TURN * turned,
+        _ahead(k, index(n) + offset + TURN * turned),
         _radians(place),
         _scaled(place, GROUPS),
         _scaled(place * GROUPS, np.uint64(60)),
@@ -185,6 +191,11 @@ def _together(p: Any, k: Any, n: Any, lam: Any) -> tuple[list[NDArray[Any]], tup
         names = zip(("p", "k", "n", "lam"), given, strict=True)
         said = ", ".join(f"{name} {one.shape}" for name, one in names if one.shape)
         raise UsageError(f"shapes do not fit together: {said}; expected one for all") from None
+
+
+def _ahead(k: U64, rest: F64 | np.float64) -> Any:
+    """The spiral's term plus the ``rest``: the nearest double, or its neighbour, for k to 2^27."""
+    return (k * SPIRAL_HIGH + (k * SPIRAL_LOW + rest))[()]
 
 
 def _dimensions(n: Any) -> U64:
