@@ -155,6 +155,12 @@ def test_terms_are_right_to_a_few_units(p: int, lam: float, n: int, k: int) -> N
     assert theta(p, k, n, lam) == angle(p, k, n, lam).theta
 
 
+@given(primes, st.integers(1, 2**27), st.integers(-1, 24), st.sampled_from([0.0, 0.086, 1.372]))
+def test_theta_is_the_nearest_double_or_its_neighbour(p: int, k: int, n: int, lam: float) -> None:
+    found, truth = theta(p, k, n, lam), sum(mp_terms(p, k, n, lam))
+    assert abs(found - truth) <= np.spacing(found)
+
+
 @given(st.lists(st.tuples(primes, counts, dimensions, waves), max_size=20))
 def test_arrays_give_what_numbers_give(rows: list[tuple[int, int, int, float]]) -> None:
     kinds = (np.uint64, np.uint64, np.int64, np.float64)
