@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import examples
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from mpmath import mp, mpf
@@ -29,6 +30,7 @@ from crystalline.lattice.constants import PLIMPTON_322
 
 mp.dps = 50
 UINT64 = 2**64 - 1
+FEW = settings(max_examples=examples(100), deadline=None, derandomize=True)
 EXACT = 1e-12
 EPS = 2.0**-52
 
@@ -96,7 +98,7 @@ def test_the_spiral_is_the_golden_angle_mirrored() -> None:
     assert around(turns(1), 2 * mp.pi - golden_angle) < EXACT
 
 
-@settings(max_examples=500)
+@settings(max_examples=examples(500), deadline=None, derandomize=True)
 @given(counts)
 @example(0)
 @example(10**12)
@@ -114,6 +116,7 @@ def test_turns_of_many_are_exact() -> None:
         assert around(turn, 2 * mp.pi * mp.frac(k * mp.phi)) < 2e-15
 
 
+@FEW
 @given(st.lists(counts, max_size=40))
 def test_fractions_are_the_product_floored(ks: list[int]) -> None:
     step = angular._golden_step()
@@ -126,7 +129,7 @@ def test_turns_stay_below_a_whole_one() -> None:
     assert angular._radians(np.array([0], np.uint64)) == 0
 
 
-@settings(max_examples=500)
+@settings(max_examples=examples(500), deadline=None, derandomize=True)
 @given(primes, counts, dimensions, waves)
 def test_angles_are_exact(p: int, k: int, n: int, lam: float) -> None:
     terms = mp_terms(p, k, n, lam)
@@ -144,6 +147,7 @@ def test_angles_are_exact(p: int, k: int, n: int, lam: float) -> None:
     assert found.near_boundary is (abs(p - 144000) <= 100)
 
 
+@FEW
 @given(primes, waves, dimensions, counts)
 def test_terms_are_right_to_a_few_units(p: int, lam: float, n: int, k: int) -> None:
     terms = mp_terms(p, k, n, lam)
@@ -155,12 +159,16 @@ def test_terms_are_right_to_a_few_units(p: int, lam: float, n: int, k: int) -> N
     assert theta(p, k, n, lam) == angle(p, k, n, lam).theta
 
 
+@FEW
 @given(primes, st.integers(1, 2**27), st.integers(-1, 24), st.sampled_from([0.0, 0.086, 1.372]))
-def test_theta_is_the_nearest_double_or_its_neighbour(p: int, k: int, n: int, lam: float) -> None:
+def test_theta_is_right_to_two_units_in_its_last_place(
+    p: int, k: int, n: int, lam: float
+) -> None:
     found, truth = theta(p, k, n, lam), sum(mp_terms(p, k, n, lam))
-    assert abs(found - truth) <= np.spacing(found)
+    assert abs(found - truth) <= 2 * np.spacing(found)
 
 
+@FEW
 @given(st.lists(st.tuples(primes, counts, dimensions, waves), max_size=20))
 def test_arrays_give_what_numbers_give(rows: list[tuple[int, int, int, float]]) -> None:
     kinds = (np.uint64, np.uint64, np.int64, np.float64)

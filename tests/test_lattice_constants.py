@@ -7,7 +7,8 @@ from math import gcd, isqrt, prod
 from typing import Any
 
 import pytest
-from hypothesis import given
+from conftest import examples
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from mpmath import mp, mpf
 
@@ -22,6 +23,8 @@ from crystalline.lattice.constants import (
     plimpton_triple,
     prime_factors,
 )
+
+FEW = settings(max_examples=examples(100), deadline=None, derandomize=True)
 
 
 def primes_to(most: int) -> set[int]:
@@ -86,6 +89,7 @@ def test_plimpton_has_15_rows_and_all_but_two_come_from_the_generator() -> None:
     assert {(3, 4, 5), (28, 45, 53)} <= made
 
 
+@FEW
 @given(st.integers(2, 2**64 - 1), st.integers(1, 2**64 - 1))
 def test_generated_triples_are_primitive(p: int, q: int) -> None:
     q = q % p or 1
@@ -98,6 +102,7 @@ def test_generated_triples_are_primitive(p: int, q: int) -> None:
     assert gcd(a, b) == 1 and a * a + b * b == hypotenuse * hypotenuse
 
 
+@FEW
 @given(st.integers(1, 10**5))
 def test_prime_factors_multiply_to_the_number_and_are_prime(number: int) -> None:
     factors = prime_factors(number)
@@ -110,6 +115,7 @@ def test_prime_factors_of_large_numbers() -> None:
     assert prime_factors(2**40 - 87) == (2**40 - 87,)
 
 
+@FEW
 @given(st.integers(0, 2000))
 def test_the_golden_ratio_in_fixed_point_is_the_nearest_integer(bits: int) -> None:
     """The golden ratio solves x^2 = x + 1, so whether a fraction is above it integers decide."""
@@ -128,6 +134,7 @@ def test_the_golden_ratio_as_a_float_is_the_nearest() -> None:
     assert str(GOLDEN_RATIO) == "(1 + sqrt(5)) / 2"
 
 
+@FEW
 @given(st.fractions(), st.integers(0, 300))
 def test_fixed_point_is_within_half_a_unit(value: Fraction, bits: int) -> None:
     off = abs(as_fixed(value, bits) - value * 2**bits)
@@ -135,6 +142,7 @@ def test_fixed_point_is_within_half_a_unit(value: Fraction, bits: int) -> None:
     assert off < Fraction(1, 2) or as_fixed(value, bits) % 2 == 0
 
 
+@FEW
 @given(st.fractions())
 def test_floats_are_the_nearest(value: Fraction) -> None:
     assert as_float(value) == value.numerator / value.denominator

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from conftest import examples
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from crystalline.lattice.checks import span
@@ -22,6 +23,7 @@ from crystalline.lattice.positions import (
     level_total,
 )
 
+FEW = settings(max_examples=examples(100), deadline=None, derandomize=True)
 UINT64 = 2**64 - 1
 
 
@@ -32,6 +34,7 @@ def test_the_clock(group: int) -> None:
     assert position.quadrant == (1, 1, 1, 2, 2, 2, 3, 3, 3, 4, 4, 4)[group]
 
 
+@FEW
 @given(st.integers(0, 11), st.integers(2, 10**6), st.integers(0, 10**6), st.integers(0, 10**6))
 def test_a_sphere_contains_its_groups_numbers_of_its_partition(
     group: int, centre: int, radius: int, p: int
@@ -43,6 +46,7 @@ def test_a_sphere_contains_its_groups_numbers_of_its_partition(
     assert position.contains(p) is (inside and p % 12 == group)
 
 
+@FEW
 @given(st.integers(143000, 145000), st.integers(0, 500))
 def test_the_boundary_is_met_by_what_has_a_number_of_it(centre: int, radius: int) -> None:
     position = SpherePosition(0, 0, centre, radius)
@@ -88,6 +92,7 @@ def test_in_a_plane_seven_circles_overlap_and_six_do_not() -> None:
     assert gap(7) < -0.2 and abs(gap(6)) < 1e-15
 
 
+@FEW
 @given(st.integers(-1000, 1000))
 def test_growth_is_exact(depth: int) -> None:
     assert growth(depth) == (Fraction(3**depth) if depth >= 0 else Fraction(1, 3**-depth))

@@ -194,7 +194,7 @@ def _together(p: Any, k: Any, n: Any, lam: Any) -> tuple[list[NDArray[Any]], tup
 
 
 def _ahead(k: U64, rest: F64 | np.float64) -> Any:
-    """The spiral's term plus the ``rest``: the nearest double, or its neighbour, for k to 2^27."""
+    """The spiral's term plus the ``rest``; for k to 2^27 the large part of it is exact."""
     return (k * SPIRAL_HIGH + (k * SPIRAL_LOW + rest))[()]
 
 
