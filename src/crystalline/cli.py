@@ -13,6 +13,7 @@ from crystalline import __version__
 from crystalline.commands.bench import bench
 from crystalline.commands.convert import export, import_
 from crystalline.commands.evaluate import evaluate
+from crystalline.commands.lattice import lattice
 from crystalline.commands.look import info, spheres
 from crystalline.commands.models import models
 from crystalline.commands.plan import plan
@@ -35,7 +36,7 @@ def cli(context: click.Context) -> None:
 
 COMMANDS: tuple[click.Command, ...] = (
     train, generate, info, spheres, demo, bench,
-    models, queue, plan, import_, export, evaluate,
+    models, queue, plan, import_, export, evaluate, lattice,
 )  # fmt: skip
 for command in COMMANDS:
     cli.add_command(command)

@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 from crystalline import _sieve
 from crystalline.errors import UsageError
 from crystalline.lattice import checks
+from crystalline.lattice.constants import VECTOR_CULMINATION
 
-VECTOR_CULMINATION = 144000
 REACH = 2**53  # the greatest number that is sieved
 APART = (2, 3, 5)  # the wheel of 30 holds no multiples of these
 TURN, WORD = 30, 240  # numbers that a byte, and a word of eight bytes, stand for
