@@ -24,7 +24,7 @@ from crystalline.lattice.constants import DIMENSIONAL_FREQUENCIES
 
 SIGMA = 0.02
 BEHIND = 16  # bits of n_j phi behind the 64 of a turn: squares of k magnify what is cut off
-BLOCK = 1 << 18  # numbers at a time
+BLOCK = 1 << 15  # numbers at a time
 
 
 def frequency(j: int) -> int:
