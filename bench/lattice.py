@@ -86,6 +86,12 @@ def summary(runs: Sequence[Run]) -> list[Run]:
     return rows
 
 
+def span(counts: Sequence[int]) -> str:
+    """The least and the most, or the one that all are: a seed's order may pad a step less."""
+    low, high = min(counts), max(counts)
+    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
+
+
 def markdown(runs: Sequence[Run]) -> str:
     """The table."""
     lines = [
@@ -101,8 +107,7 @@ def markdown(runs: Sequence[Run]) -> str:
             f"| {row['kind']} | {row['loss']:.4f} | {row['spread']:.4f} | {row['bits']:.4f} "
             f"| {less} | {better} |"
         )
-    counted = {name: sorted({run[name] for run in runs}) for name in ("tokens", "validation_tokens")}
-    trained, held = (" to ".join(f"{n:,}" for n in (*v[:1], *v[1:][-1:])) for v in counted.values())
+    trained, held = (span([run[name] for run in runs]) for name in ("tokens", "validation_tokens"))
     seeds = len({run["seed"] for run in runs})
     return "\n".join([*lines, "", f"{seeds} seeds; {trained} tokens trained, {held} held out."])
 
