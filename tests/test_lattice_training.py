@@ -142,6 +142,12 @@ def test_the_plan_tells_of_it(text: Path, tmp_path: Path) -> None:
         assert dict(planned(plan))["training"].endswith(end)
 
 
+def test_info_tells_of_it(whole: Path) -> None:
+    shown = " ".join(invoke("info", whole).split())
+    assert "feed-forward 52, lattice rope" in shown
+    assert "seed 0, lattice init, lambda 2.08e-05" in shown
+
+
 def test_each_changes_what_is_learnt_and_off_is_as_not_said(text: Path, tmp_path: Path) -> None:
     kinds: dict[str, dict[str, Any]] = {
         "nothing": {}, "init": {"init": "lattice"}, "rope": {"rope": "lattice"},

@@ -38,9 +38,7 @@ def span(low_name: str, low: Any, high_name: str, high: Any) -> tuple[int, int]:
     first = integer(low_name, low, 0, UINT64)
     last = integer(high_name, high, 0, UINT64)
     if first > last:
-        raise UsageError(
-            f"{low_name} is {first}; expected an integer {_range(0, last)}, not above {high_name}"
-        )
+        raise UsageError(f"{low_name} is {first}; expected an integer from 0 to {high_name} {last}")
     return first, last
 
 
