@@ -183,7 +183,7 @@ SCHEDULES = ("constant", "linear", "cosine", "wsd")
 STRATEGIES = ("auto", "round_robin", "one_to_one", "compact", "spread")
 LAMBDA_CORRECTION = float(EINSTEIN_LAMBDA)  # where it is "on"
 
-# What a new training has where nothing is said (docs/lattice.md has what each does).
+# What a new training has where nothing is said.
 DEFAULT_INIT = "normal"
 DEFAULT_ROPE = "standard"
 DEFAULT_LAMBDA_CORRECTION = 0.0
@@ -193,7 +193,9 @@ DEFAULT_LAMBDA_CORRECTION = 0.0
 class TrainConfig:
     """What the user asked of a training run; None means chosen automatically.
 
-    At most one of ``minutes``, ``steps`` and ``epochs`` says how long to train.
+    At most one of ``minutes``, ``steps`` and ``epochs`` says how long to train.  ``init``, ``rope``
+    and ``lambda_correction`` (a number, or "on" for 3/144000) are the lattice's part in it; None
+    means DEFAULT_INIT, DEFAULT_ROPE, DEFAULT_LAMBDA_CORRECTION.
     """
 
     minutes: float | None = None
