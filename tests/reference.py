@@ -16,6 +16,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
+from decimal import Decimal, localcontext
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -93,10 +94,23 @@ def rmsnorm_backward(dy: Array, x: Array, w: Array, rrms: Array) -> tuple[Array,
 # --- Rotary positions (Su et al. 2021), paired as Hugging Face does: entry i with entry i + Dh/2.
 
 
-def rotary_angles(T: int, Dh: int, theta: float) -> Array:
-    """angle(T, Dh/2): pair i turns by theta^(-2i/Dh) for each position."""
+def rotary_angles(T: int, Dh: int, theta: float | None) -> Array:
+    """angle(T, Dh/2): pair i turns by theta^(-2i/Dh) for each position; None: the lattice's."""
+    if theta is None:
+        return np.arange(T)[:, None] * np.array([lattice_frequency(i) for i in range(Dh // 2)])
     inv_freq = theta ** (-2 * np.arange(Dh // 2) / Dh)
     return np.arange(T)[:, None] * inv_freq
+
+
+DIMENSIONAL = (3, 7, 31, 12, 19, 5, 11, 13, 17, 23, 29, 37, 41, 43, 47, 53, 59, 61, 67, 71, 73, 79,
+               83, 89)  # fmt: skip
+
+
+def lattice_frequency(i: int) -> float:
+    """phi_(i mod 24) 3^-(1 + i mod 8) pi (1 + sqrt 5) mod 2 pi."""
+    with localcontext(prec=50):
+        turns = DIMENSIONAL[i % 24] * (1 + Decimal(5).sqrt()) / 2 / Decimal(3) ** (1 + i % 8)
+        return 2 * math.pi * float(turns % 1)
 
 
 def rotate(x: Array, angle: Array) -> Array:
@@ -107,13 +121,13 @@ def rotate(x: Array, angle: Array) -> Array:
 
 
 @float64
-def rotary(x: Array, theta: float, positions: Array | None = None) -> Array:
+def rotary(x: Array, theta: float | None, positions: Array | None = None) -> Array:
     """x(B,T,H,Dh) -> y, positions(B,T) or 0..T-1 in every sequence."""
     return rotate(x, rotary_angles(x.shape[1], x.shape[3], theta)[positions])
 
 
 @float64
-def rotary_backward(dy: Array, theta: float, positions: Array | None = None) -> Array:
+def rotary_backward(dy: Array, theta: float | None, positions: Array | None = None) -> Array:
     """A rotation's transpose is the rotation back."""
     return rotate(dy, -rotary_angles(dy.shape[1], dy.shape[3], theta)[positions])
 
@@ -291,7 +305,8 @@ def decoder_layer(
     q = matmul(a.h, w["self_attn.q_proj.weight"]).reshape(B, T, c.heads, c.head_dim)
     k = matmul(a.h, w["self_attn.k_proj.weight"]).reshape(B, T, c.kv_heads, c.head_dim)
     a.v = matmul(a.h, w["self_attn.v_proj.weight"]).reshape(B, T, c.kv_heads, c.head_dim)
-    a.q, a.k = (rotary(y, c.rope_theta, positions) for y in (q, k))
+    a.theta = None if c.rope == "lattice" else c.rope_theta
+    a.q, a.k = (rotary(y, a.theta, positions) for y in (q, k))
     out, _ = attention(a.q, a.k, a.v, a.seen)
     a.out = out.reshape(B, T, D)
     a.mid = x + matmul(a.out, w["self_attn.o_proj.weight"])
@@ -323,7 +338,7 @@ def decoder_layer_backward(
     d["self_attn.o_proj.weight"] = matmul_dw(dmid, a.out)
     dout = matmul_dx(dmid, w["self_attn.o_proj.weight"]).reshape(B, T, c.heads, c.head_dim)
     dq, dk, dv = attention_backward(dout, a.q, a.k, a.v, a.seen)
-    dq, dk = (rotary_backward(dy, c.rope_theta, a.positions) for dy in (dq, dk))
+    dq, dk = (rotary_backward(dy, a.theta, a.positions) for dy in (dq, dk))
     dh = np.zeros((B, T, D))
     for name, dheads in (("q", dq), ("k", dk), ("v", dv)):
         weight, dz = f"self_attn.{name}_proj.weight", dheads.reshape(B, T, -1)

@@ -122,3 +122,50 @@ def test_the_whole_repository_in_small(
     assert run["held_out"]["loss"] == run["validations"][-1]["loss"]
     again = CliRunner().invoke(repository.main, words)
     assert again.exit_code == 1 and "remove it, or give --name" in again.output
+
+
+# --- the lattice ----------------------------------------------------------------------------------
+
+
+def test_the_lattice_is_compared_seed_by_seed(bench: Callable[[str], Any]) -> None:
+    lattice = bench("lattice")
+    losses = {"baseline": [3.0, 3.2, 3.1], "rope": [2.9, 3.15, 3.15]}
+    runs = [
+        {"kind": kind, "seed": seed, "loss": loss, "bits_per_byte": loss / 2, "tokens": 5,
+         "validation_tokens": 7}
+        for kind, of in losses.items() for seed, loss in enumerate(of)
+    ]  # fmt: skip
+    base, rope = lattice.summary(runs)
+    assert (base["loss"], base["spread"]) == (pytest.approx(3.1), pytest.approx(0.1))
+    assert rope["difference"] == pytest.approx((-0.1 - 0.05 + 0.05) / 3)
+    assert rope["error"] == pytest.approx(0.0763763 / 3**0.5, rel=1e-5)
+    table = lattice.markdown(runs)
+    assert "| baseline | 3.1000 | 0.1000 | 1.5500 |  |  |" in table
+    assert "| rope | 3.0667 | 0.1443 | 1.5333 | -0.0333 ± 0.0441 | 2 of 3 |" in table
+    assert table.endswith("3 seeds; 5 tokens trained, 7 held out.")
+
+
+def test_the_bench_of_the_lattice_trains_and_goes_on(
+    bench: Callable[[str], Any], tmp_path: Path
+) -> None:
+    lattice, out = bench("lattice"), tmp_path / "runs.json"
+    (tmp_path / "prose.txt").write_text(prose(3000))
+    words = ["--text", str(tmp_path / "prose.txt"), "--tokens", "1300", "--only", "init",
+             "--threads", "1", "--vocab-size", "300", "--out", str(out)]  # fmt: skip
+    sizes = ["--", "--dim", "32", "--layers", "1", "--heads", "2", "--seq-len", "32",
+             "--batch-size", "13", "--no-packing"]  # fmt: skip
+    for seeds in (1, 2):
+        before = out.stat().st_mtime_ns if seeds == 2 else 0
+        done = CliRunner().invoke(lattice.main, [*words, "--seeds", str(seeds), *sizes])
+        assert done.exit_code == 0, done.output
+        runs = json.loads(out.read_text())
+        assert [(r["kind"], r["seed"]) for r in runs] == [
+            (kind, seed) for seed in range(seeds) for kind in ("baseline", "init")
+        ]
+        assert out.stat().st_mtime_ns > before
+    assert {r["steps"] for r in runs} == {3}
+    assert [r["tokens"] for r in runs[::2]] == [r["tokens"] for r in runs[1::2]]
+    assert len({r["loss"] for r in runs}) == 4
+    assert done.stdout.strip() == lattice.markdown(runs)
+    other = CliRunner().invoke(lattice.main, [*words, "--steps", "4", *sizes])
+    assert other.exit_code == 2 and "give --steps or --tokens" in other.output

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import json
-import math
-import sys
-from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -17,33 +13,6 @@ from matplotlib.image import imread
 
 from crystalline.__main__ import main
 from crystalline.lattice import angular, constants, picture
-from crystalline.lattice.checks import group as a_group
-from crystalline.lattice.checks import span
-
-
-class Plain:
-    """An abacus by trial division."""
-
-    def __init__(self, lo: int, hi: int, group: int | None = None) -> None:
-        self.lo, self.hi = span("lo", lo, "hi", hi)
-        self.group = None if group is None else a_group("group", group)
-
-    def __iter__(self) -> Iterator[int]:
-        for n in range(max(2, self.lo), self.hi + 1):
-            mine = self.group is None or n % 12 == self.group
-            if mine and all(n % d for d in range(2, math.isqrt(n) + 1)):
-                yield n
-
-
-@pytest.fixture(autouse=True)
-def abacus(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The package's own abacus where it is built, else the plain one."""
-    try:
-        import crystalline.lattice.abacus  # noqa: F401
-    except ImportError:
-        module: Any = ModuleType("crystalline.lattice.abacus")
-        module.Abacus = Plain
-        monkeypatch.setitem(sys.modules, module.__name__, module)
 
 
 def said(*words: Any) -> Any:

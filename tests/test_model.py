@@ -30,6 +30,7 @@ MODELS = {name: decoder(name) for name in DECODERS} | {
     "one head": ModelConfig(11, 6, 1, 1, 1, 5, 8, rope_theta=100.0),
     "two words": ModelConfig(2, 2, 1, 1, 1, 1, 8, tied=False),
     "wide head": ModelConfig(301, 68, 1, 2, 1, 33, 8),
+    "lattice positions": ModelConfig(13, 104, 1, 2, 1, 9, 8, rope="lattice"),
 }
 BATCHES = [(1, 1), (1, 8), (1, 65), (5, 1), (5, 8), (12, 8), (13, 1), (13, 8), (13, 65)]
 torch.set_num_threads(1)  # on models so small its threads would only wait for each other

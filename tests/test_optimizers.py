@@ -199,6 +199,39 @@ def test_a_norm_that_is_not_finite_changes_nothing(name: str) -> None:
     assert not optimizer.m.flat.any()
 
 
+@pytest.mark.parametrize("sparse", [(), vocabulary_weights(CONFIG)], ids=["dense", "sparse"])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_lambda_correction_multiplies_every_gradient(name: str, sparse: tuple[str, ...]) -> None:
+    """By 3/4, which is exact: the bits are those of gradients that were so small before."""
+    results = []
+    for correction, factor in ((0.25, 1.0), (0.0, 0.75), (0.0, 1.0)):
+        weights = Parameters(CONFIG)
+        initialise(weights, 0)
+        settings = DECAYS | {"clip": 0.0, "lambda_correction": correction}
+        optimizer = make_optimizer(name, weights, Team(2), sparse, **settings)
+        for t in range(3):
+            gradients, rows = Parameters(CONFIG), np.array([1, 5 + t], np.int32)
+            whole = np.random.default_rng(t).integers(-99, 100, gradients.flat.size)
+            optimizer.begin(gradients, dict.fromkeys(sparse, rows))
+            gradients.flat[...] = whole * factor
+            optimizer.step(gradients, LR)
+        optimizer.settle()
+        results.append(weights.flat.tobytes() + optimizer.m.flat.tobytes())
+    assert results[0] == results[1] != results[2]
+
+
+def test_lambda_correction_goes_into_the_factor_of_clipping() -> None:
+    """The norm that is told, and clipped by, is that of the gradient itself."""
+    seen: list[float] = []
+    for clip, correction in ((1.0, 3 / 144000), (1e6, 3 / 144000), (1.0, 0.0), (0.0, 0.0)):
+        optimizer = made("sgd", clip=clip, lambda_correction=correction)[1]
+        optimizer._update = lambda gradients, lr, scale: seen.append(scale)  # type: ignore[method-assign]
+        norm = optimizer.step(some_gradients(1), LR)
+    assert norm > 1
+    exact = 1 - 3 / 144000
+    assert seen == [1 / norm * exact, exact, 1 / norm, 1.0]
+
+
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_any_threads_and_instruction_set_give_the_same_bits(name: str) -> None:
     found = set()

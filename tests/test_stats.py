@@ -61,8 +61,8 @@ def slow_count(batch: Batch) -> dict[str, list[int]]:
         got["sequences"].append(sum(targets[r] >= 0 for r in rows if r % T == 0))
         crossed = 0
         for r in rows:
-            if r % T and targets[r] >= 0:
-                crossed += (ids[r] >= BOUNDARY_ID) != (ids[r - 1] >= BOUNDARY_ID)
+            if targets[r] >= 0:
+                crossed += (ids[r] >= BOUNDARY_ID) != (targets[r] >= BOUNDARY_ID)
         got["crossings"].append(crossed)
     return got
 
@@ -98,10 +98,32 @@ def test_crossings_at_the_boundary_itself_and_never_between_sequences() -> None:
     starts = np.array([0, *[8] * 12], np.int64)
     below, above = BOUNDARY_ID - 1, BOUNDARY_ID
     ids = np.array([below, above, above, below, above, above, above, above], np.int32)
-    targets = np.ones(8, np.int32)
-    assert crossings(starts, ids, targets, 4).tolist() == [2] + [0] * 11
-    targets[3] = -1  # what is padding is not counted
-    assert crossings(starts, ids, targets, 4).tolist() == [1] + [0] * 11
+    targets = np.array([above, above, below, below, above, above, above, below], np.int32)
+    assert crossings(starts, ids, targets).tolist() == [3] + [0] * 11
+    targets[7] = -1  # what is padding is not counted
+    assert crossings(starts, ids, targets).tolist() == [2] + [0] * 11
+
+
+def test_crossings_are_the_same_however_a_text_is_cut() -> None:
+    text = np.random.default_rng(0).integers(BOUNDARY_ID - 9, BOUNDARY_ID + 9, 241, dtype=np.int32)
+    want = int((np.diff((text >= BOUNDARY_ID).astype(int)) != 0).sum())
+    assert want > 90
+    for B in (1, 5, 12, 24):
+        s = stats(1)
+        order, starts = group_order(B)
+        T = 240 // B
+        ids, targets = (t.reshape(B, T)[order].reshape(-1) for t in (text[:-1], text[1:]))
+        s.add_batch(starts * T, ids, targets, [0.0] * GROUPS, T)
+        assert s.crossings.sum() == want
+
+
+def test_crossings_can_be_left_out_or_go_on_from_before() -> None:
+    ids, targets = np.array([BOUNDARY_ID - 1], np.int32), np.array([BOUNDARY_ID], np.int32)
+    starts = np.array([0, *[1] * 12], np.int64)
+    for boundary, want in ((True, 8), (False, 7)):
+        s = SphereStats(Team(1), stats(1).hierarchy, boundary, [7, *[0] * 11])
+        s.add_batch(starts, ids, targets, [0.0] * GROUPS, 1)
+        assert s.crossings.tolist() == [want] + [0] * 11
 
 
 @settings(max_examples=examples(20), deadline=None, derandomize=True)

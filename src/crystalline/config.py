@@ -12,27 +12,17 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from crystalline.errors import ConfigError
-from crystalline.rules import INT32_MAX, nearest_name, real_number, refuse, whole_number
-from crystalline.scaling import RopeScaling, scaling_from_hf
+from crystalline.lattice.constants import EINSTEIN_LAMBDA
+from crystalline.llama_config import HF_KEYS, from_keys, to_keys
+from crystalline.rules import INT32_MAX, named, real_number, refuse, whole_number
+from crystalline.scaling import RopeScaling
 
 MOST_LAYERS = 10_000  # every layer has its entries in tables: more would fill the memory
 SEED_MAX = 2**63 - 1
 MOST_THREADS = 4096
+ROPES = ("standard", "lattice")
+INITS = ("normal", "lattice")
 SMALLEST_VOCAB = 257  # a byte-level tokenizer needs the 256 bytes and the end-of-text token
-
-# Field -> the key that Hugging Face's LlamaConfig uses for it in config.json.
-HF_KEYS = {
-    "vocab_size": "vocab_size",
-    "dim": "hidden_size",
-    "layers": "num_hidden_layers",
-    "heads": "num_attention_heads",
-    "kv_heads": "num_key_value_heads",
-    "hidden": "intermediate_size",
-    "seq_len": "max_position_embeddings",
-    "rope_theta": "rope_theta",
-    "norm_eps": "rms_norm_eps",
-    "tied": "tie_word_embeddings",
-}
 
 
 def _divisors(n: int) -> list[int]:
@@ -77,6 +67,10 @@ def _check_model(values: Mapping[str, object], shown: Mapping[str, str]) -> dict
     if scaling is not None and not isinstance(scaling, RopeScaling):
         refuse("rope_scaling", scaling, "must be a RopeScaling", "None")
     out["rope_scaling"] = scaling
+    out["rope"] = named("rope", values.get("rope", "standard"), ROPES)
+    if out["rope"] != "standard" and scaling is not None:
+        rule = "the lattice's frequencies cannot be stretched, which rope_scaling says"
+        refuse("rope", out["rope"], rule, "standard")
     return out
 
 
@@ -96,6 +90,7 @@ class ModelConfig:
     norm_eps: float = 1e-5
     tied: bool = True
     rope_scaling: RopeScaling | None = None
+    rope: str = "standard"  # with "lattice", rope_theta has no meaning
 
     def __post_init__(self) -> None:
         checked = _check_model(vars(self), {field: field for field in HF_KEYS})
@@ -113,71 +108,21 @@ class ModelConfig:
 
         ``torch_dtype`` and a plain ``rope_theta`` are the spellings every version of transformers
         and the GGUF converters read; transformers 5 takes them silently as ``dtype`` and
-        ``rope_parameters``.
+        ``rope_parameters``.  With ``rope`` "lattice" it says that it is no Llama.
         """
-        sizes = {key: getattr(self, field) for field, key in HF_KEYS.items()}
-        return {
-            "architectures": ["LlamaForCausalLM"],
-            "model_type": "llama",
-            **sizes,
-            **({"rope_scaling": self.rope_scaling.to_hf()} if self.rope_scaling else {}),
-            "head_dim": self.head_dim,
-            "hidden_act": "silu",
-            "attention_bias": False,
-            "mlp_bias": False,
-            "attention_dropout": 0.0,
-            "initializer_range": 0.02,
-            "bos_token_id": eot if bos is None else bos,
-            "eos_token_id": eot,
-            "torch_dtype": "float32",
-            "use_cache": True,
-        }
+        return to_keys(self, eot, eot if bos is None else bos)
 
     @classmethod
     def from_hf(cls, d: Mapping[str, Any], where: str) -> ModelConfig:
         """Read a config.json; ConfigError names ``where``, the key, and what does not fit."""
         try:
-            config = cls(**_check_model(_from_hf(d), HF_KEYS))
+            config = cls(**_check_model(from_keys(d), HF_KEYS))
             if d.get("head_dim") not in (None, config.head_dim):
                 rule = f"hidden_size / num_attention_heads is {config.head_dim}"
                 refuse("head_dim", d["head_dim"], rule, f"a model with {config.head_dim}")
             return config
         except ConfigError as error:
             raise ConfigError(f"{where}: {error}") from None
-
-
-ONLY: dict[str, tuple[object, str]] = {  # key of config.json: what it must be, and why
-    "model_type": ("llama", "crystalline computes the layers of Llama alone"),
-    "hidden_act": ("silu", "crystalline's feed-forward part is SwiGLU"),
-    "attention_bias": (False, "crystalline's layers have no biases"),
-    "mlp_bias": (False, "crystalline's layers have no biases"),
-    "quantization_config": (None, "crystalline reads weights that are plain numbers"),
-}
-
-
-def _from_hf(d: Mapping[str, Any]) -> dict[str, object]:
-    """Our fields out of Hugging Face's keys, refusing variants of Llama that we do not compute."""
-    for key, (only, reason) in ONLY.items():
-        if d.get(key, only) != only:
-            refuse(key, d[key], reason, f"a model with {only!r}")
-    rope = d.get("rope_parameters")
-    stretched = scaling_from_hf("rope_parameters", rope)
-    if d.get("rope_scaling") is not None:
-        stretched = scaling_from_hf("rope_scaling", d["rope_scaling"])
-    # The defaults are those of LlamaConfig: a key left out means the same to both readers.
-    optional = {
-        "num_key_value_heads": d.get("num_attention_heads"),
-        "rope_theta": (rope or {}).get("rope_theta", 10000.0),
-        "rms_norm_eps": 1e-6,
-        "tie_word_embeddings": False,
-    }
-    values: dict[str, object] = {"rope_scaling": stretched}
-    for field, key in HF_KEYS.items():
-        if key not in d and key not in optional:
-            raise ConfigError(f"{key} is missing; a Llama config.json states it, add it")
-        given = d.get(key)
-        values[field] = optional[key] if given is None and key in optional else given
-    return values
 
 
 def parameter_shapes(c: ModelConfig) -> dict[str, tuple[int, ...]]:
@@ -236,13 +181,21 @@ LOSSES = ("full", "sampled")
 OPTIMIZERS = ("adamw", "muon", "lion", "sgd")
 SCHEDULES = ("constant", "linear", "cosine", "wsd")
 STRATEGIES = ("auto", "round_robin", "one_to_one", "compact", "spread")
+LAMBDA_CORRECTION = float(EINSTEIN_LAMBDA)  # where it is "on"
+
+# What a new training has where nothing is said.
+DEFAULT_INIT = "normal"
+DEFAULT_ROPE = "standard"
+DEFAULT_LAMBDA_CORRECTION = 0.0
 
 
 @dataclass(frozen=True)
 class TrainConfig:
     """What the user asked of a training run; None means chosen automatically.
 
-    At most one of ``minutes``, ``steps`` and ``epochs`` says how long to train.
+    At most one of ``minutes``, ``steps`` and ``epochs`` says how long to train.  ``init``, ``rope``
+    and ``lambda_correction`` (a number, or "on" for 3/144000) are the lattice's part in it; None
+    means DEFAULT_INIT, DEFAULT_ROPE, DEFAULT_LAMBDA_CORRECTION.
     """
 
     minutes: float | None = None
@@ -290,6 +243,10 @@ class TrainConfig:
     patience: int | None = None
     min_delta: float | None = None
     start_from: str | None = None
+    init: str | None = None
+    rope: str | None = None
+    lambda_correction: float | str | None = None
+    boundary_counters: bool = True
 
     def __post_init__(self) -> None:
         self._check_kinds()
@@ -304,34 +261,21 @@ class TrainConfig:
         for field, (low, high, whole) in WHOLE_RULES.items():
             if getattr(self, field) is not None:
                 whole_number(field, getattr(self, field), low, high, whole)
+        if self.lambda_correction == "on":
+            object.__setattr__(self, "lambda_correction", LAMBDA_CORRECTION)
         for field, (least, most, real) in REAL_RULES.items():
             if getattr(self, field) is not None:
                 value = real_number(field, getattr(self, field), least, most, real)
                 object.__setattr__(self, field, value)
         if self.hierarchy_depth not in ("auto", 1, 2, 3):
             refuse("hierarchy_depth", self.hierarchy_depth, "must be 1, 2, 3 or auto", "auto")
-        if self.thread_allocation not in STRATEGIES:
-            near = nearest_name(str(self.thread_allocation), STRATEGIES) or "auto"
-            rule = f"must be one of {', '.join(STRATEGIES)}"
-            refuse("thread_allocation", self.thread_allocation, rule, near)
-        if self.loss not in LOSSES:
-            near = nearest_name(str(self.loss), LOSSES) or "full"
-            refuse("loss", self.loss, f"must be one of {', '.join(LOSSES)}", near)
-        if self.precision not in PRECISIONS:
-            near = nearest_name(str(self.precision), PRECISIONS) or "fp32"
-            refuse("precision", self.precision, f"must be one of {', '.join(PRECISIONS)}", near)
-        if self.preset is not None and self.preset not in list(PRESETS):
-            rule = f"must be one of {', '.join(PRESETS)}"
-            refuse("preset", self.preset, rule, nearest_name(str(self.preset), PRESETS) or "seed")
+        for field, names in NAMES.items():
+            if getattr(self, field) is not None:
+                named(field, getattr(self, field), names)
         self._check_learning()
 
     def _check_learning(self) -> None:
         """The rules of optimizer and schedule."""
-        for field, names in (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES)):
-            value = getattr(self, field)
-            if value is not None and value not in names:
-                near = nearest_name(str(value), names) or names[0]
-                refuse(field, value, f"must be one of {', '.join(names)}", near)
         schedule = self.schedule or "cosine"
         if self.decay is not None and schedule != "wsd":
             rule = f"schedule is {schedule}, which falls all the way"
@@ -396,4 +340,15 @@ REAL_RULES = {
     "ema": (0.0, 0.999999, 0.999),
     "save_minutes": (0.0, 1e7, 10.0),
     "min_delta": (0.0, 1e3, 0.001),
+    "lambda_correction": (0.0, 0.5, LAMBDA_CORRECTION),
+}
+NAMES: dict[str, tuple[str, ...]] = {
+    "thread_allocation": STRATEGIES,
+    "loss": LOSSES,
+    "precision": PRECISIONS,
+    "preset": tuple(PRESETS),
+    "optimizer": OPTIMIZERS,
+    "schedule": SCHEDULES,
+    "init": INITS,
+    "rope": ROPES,
 }

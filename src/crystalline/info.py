@@ -82,13 +82,14 @@ def table(said: Mapping[str, Any]) -> list[tuple[str, str]]:
     """What ``describe`` gave, as rows for a reader."""
     c = said["config"]
     kv = f" ({c['kv_heads']} key/value)" if c["kv_heads"] != c["heads"] else ""
+    rope = ", lattice rope" if c["rope"] == "lattice" else ""
     size = sum(said["files"].values())
     return [
         ("folder", said["folder"]),
         (
             "model",
             f"{said['parameters']:,} parameters: {plural(c['layers'], 'layer')}, width {c['dim']}, "
-            f"{plural(c['heads'], 'head')}{kv}, feed-forward {c['hidden']}",
+            f"{plural(c['heads'], 'head')}{kv}, feed-forward {c['hidden']}{rope}",
         ),
         ("context", plural(c["seq_len"], "token")),
         ("vocabulary", f"{said['vocabulary']:,}"),
@@ -106,6 +107,8 @@ def _training_rows(training: Mapping[str, Any] | None) -> list[tuple[str, str]]:
     samples = r.get("samples", 0)  # older trainings do not say
     sampled = f", loss over {samples:,} sampled tokens" if samples else ""
     sampled += ", in bf16" if r.get("precision") == "bf16" else ""
+    sampled += ", lattice init" if r["init"] == "lattice" else ""
+    sampled += f", lambda {r['lambda_correction']:.3g}" if r["lambda_correction"] else ""
     rows = [
         (
             "training",

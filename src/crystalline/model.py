@@ -17,13 +17,16 @@ from crystalline.config import (
     parameter_spans,
 )
 from crystalline.errors import UsageError
+from crystalline.lattice.embedding import SIGMA, lattice_embedding
 from crystalline.layers import FP32, Floats, SampledHead, Workspace, decoder_steps
 from crystalline.layers_bf16 import BF16
 from crystalline.memory import arena
 from crystalline.pending import Tensor
-from crystalline.positions import rope_tables, window_starts
+from crystalline.positions import model_tables, window_starts
+from crystalline.sparse import EMBEDDING
 
 GROUPS = 12
+DRAWS = 3  # of 64 bits, for a normal number
 
 
 class Parameters:
@@ -60,8 +63,10 @@ class Parameters:
             view[...] = np.asarray(tensors[name])
 
 
-def initialise(parameters: Parameters, seed: int) -> None:
+def initialise(parameters: Parameters, seed: int, init: str = "normal") -> None:
     """Normal weights of deviation 0.02, the layers' outputs 0.02 / sqrt(2 L); norm gains one.
+
+    With ``init`` "lattice" the embedding follows from no seed; the others are the same in both.
 
     A value is the sum of twelve 16-bit uniform integers (variance 1, mean 0 after centring): only
     integer draws and exact arithmetic, so no machine's logarithm can change a bit.
@@ -72,7 +77,11 @@ def initialise(parameters: Parameters, seed: int) -> None:
         if view.ndim == 1:
             view[...] = 1.0
             continue
-        sigma = 0.02
+        if name == EMBEDDING and init == "lattice":
+            lattice_embedding(view)
+            bits.advance(DRAWS * view.size)
+            continue
+        sigma = SIGMA
         if name.endswith(("o_proj.weight", "down_proj.weight")):
             sigma /= (2 * c.layers) ** 0.5
         draw_normal(view, bits, sigma)
@@ -83,7 +92,7 @@ def draw_normal(view: Floats, bits: np.random.PCG64, sigma: float) -> None:
     flat = view.reshape(-1)
     for at in range(0, flat.size, 1 << 18):
         n = min(1 << 18, flat.size - at)
-        draws = bits.random_raw(3 * n).view(np.uint16).reshape(n, 12).sum(1, dtype=np.int64)
+        draws = bits.random_raw(DRAWS * n).view(np.uint16).reshape(n, 12).sum(1, dtype=np.int64)
         flat[at : at + n] = (draws - 6 * 65535) * (sigma / 65536)
 
 
@@ -137,7 +146,7 @@ class Decoder:
         wide, narrow = views(arrays, self.layout, gradients.flat if gradients else None)
         self.config, self.B, self.T = c, B, T
         self.order, starts = group_order(B)
-        cosine, sine = rope_tables(T, c.head_dim, c.rope_theta, c.rope_scaling)
+        cosine, sine = model_tables(c, T)
         self.space = Workspace(
             config=c, team=team, w=weights.fused, g=gradients.fused if gradients else {},
             a=wide, n=narrow, cosine=cosine, sine=sine, groups=starts * T,

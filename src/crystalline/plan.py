@@ -9,7 +9,15 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from crystalline._native import Team
-from crystalline.config import PRESETS, ModelConfig, TrainConfig, parameter_count
+from crystalline.config import (
+    DEFAULT_INIT,
+    DEFAULT_LAMBDA_CORRECTION,
+    DEFAULT_ROPE,
+    PRESETS,
+    ModelConfig,
+    TrainConfig,
+    parameter_count,
+)
 from crystalline.errors import ConfigError
 from crystalline.schedule import Schedule
 
@@ -44,6 +52,9 @@ class Recipe:
     ema: float = 0.0  # of the average of the weights; 0: none
     patience: int = 0  # validations without improvement that end the training; 0: none do
     min_delta: float = 0.0  # what an improvement must exceed, in nats per token
+    init: str = "normal"  # of the embedding; "given" where training began from learnt weights
+    lambda_correction: float = 0.0  # every gradient is multiplied by 1 less this
+    boundary_counters: bool = True
     seq_len: int = 0  # T of the training; 0: as many tokens as the model knows positions
 
     @property
@@ -188,7 +199,7 @@ def choose_model(budget: Budget, vocab_size: int) -> ModelConfig:
         said["heads"] = default_heads(said["dim"])
     if "heads" in said and "kv_heads" not in said:
         said["kv_heads"] = said["heads"]
-    return replace(base, **said)
+    return replace(base, rope=options.rope or DEFAULT_ROPE, **said)
 
 
 def default_heads(dim: int) -> int:
@@ -219,10 +230,13 @@ def choose_recipe(budget: Budget, c: ModelConfig) -> Recipe:
     said = {
         name: value
         for name in ("schedule", "warmup", "floor", "decay", "clip", "weight_decay",
-                     "embedding_decay", "norm_decay", "ema")
+                     "embedding_decay", "norm_decay", "ema", "lambda_correction")
         if (value := getattr(options, name)) is not None
     }  # fmt: skip
-    chosen = {"weight_decay": decay * round(min(max(0.12 * passes, 0.1), 1.0), 2)}
+    chosen = {
+        "weight_decay": decay * round(min(max(0.12 * passes, 0.1), 1.0), 2),
+        "lambda_correction": DEFAULT_LAMBDA_CORRECTION,
+    }
     return Recipe(
         batch_size=options.batch_size or default_batch(c),
         accumulate=options.accumulate or 1,
@@ -234,6 +248,8 @@ def choose_recipe(budget: Budget, c: ModelConfig) -> Recipe:
         patience=options.patience or 0,
         min_delta=options.min_delta or 0.0,
         optimizer=optimizer,
+        init=options.init or DEFAULT_INIT,
+        boundary_counters=options.boundary_counters,
         **{**chosen, **said},
     )
 
@@ -254,5 +270,6 @@ def continued_recipe(budget: Budget, c: ModelConfig, T: int) -> Recipe:
         recipe,
         batch_size=options.batch_size or max(1, CONTINUED_TOKENS // T),
         lr=options.lr or CONTINUED_LR * recipe.lr,
+        init="given",
         seq_len=0 if c.seq_len == T else T,
     )

@@ -10,6 +10,8 @@ from decimal import Decimal, localcontext
 import numpy as np
 from numpy.typing import NDArray
 
+from crystalline.config import ModelConfig
+from crystalline.lattice.rotary import lattice_tables
 from crystalline.scaling import RopeScaling
 
 
@@ -63,6 +65,15 @@ def rope_tables(
         c, s = c * c - s * s, (s * c) + (s * c)
         done += n
     return cosine.astype(np.float32), sine.astype(np.float32)
+
+
+def model_tables(
+    c: ModelConfig, positions: int
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """The tables (positions, head_dim / 2) of the rotary positions that a model has."""
+    if c.rope == "lattice":
+        return lattice_tables(positions, c.head_dim)
+    return rope_tables(positions, c.head_dim, c.rope_theta, c.rope_scaling)
 
 
 def window_starts(

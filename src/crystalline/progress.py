@@ -104,6 +104,8 @@ def planned(e: Event) -> list[tuple[str, str]]:
     rest += ", in bf16" if e["precision"] == "bf16" else ""
     rest += f", {e['optimizer']}" if e["optimizer"] != "adamw" else ""
     rest += f", {e['schedule']}" if e["schedule"] != "cosine" else ""
+    rest += "".join(f", lattice {what}" for what in ("init", "rope") if e[what] == "lattice")
+    rest += f", lambda {e['lambda_correction']:.3g}" if e["lambda_correction"] else ""
     rest += f", averaged by {e['ema']:g}" if e["ema"] else ""
     choice = e.get("choice") or {}
     chosen = [("chosen", choice["reason"])] if "seconds_a_step" in choice else []

@@ -44,6 +44,9 @@ REASONS = {  # why an option cannot change, where the reason is not the same for
     "tokenizer": "what was learnt belongs to its tokens", "preset": WIDTHS,
     "val": "the text that was held out is kept with the model",
     "seed": "the order of the text follows from it",
+    "init": "the first weights are past",
+    "rope": "what was learnt turns by these positions",
+    "boundary_counters": "what was counted would not be of the whole training",
     "minutes": "the end was planned when the training began; give steps or epochs",
 }  # fmt: skip
 

@@ -30,6 +30,13 @@ def real_number(field: str, value: object, low: float, high: float, works: float
     return float(value)  # type: ignore[arg-type]
 
 
+def named(field: str, value: object, names: tuple[str, ...]) -> str:
+    if not isinstance(value, str) or value not in names:
+        near = nearest_name(str(value), names) or names[0]
+        refuse(field, value, f"must be one of {', '.join(names)}", near)
+    return value
+
+
 def nearest_name(name: str, known: Iterable[str]) -> str | None:
     found = difflib.get_close_matches(name.lower().replace("-", "_"), list(known), n=1, cutoff=0.5)
     return found[0] if found else None

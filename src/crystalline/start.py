@@ -62,6 +62,7 @@ def _check(said: TrainConfig, c: ModelConfig, where: str) -> None:
     if said.preset is not None:
         wanted = {n: getattr(PRESETS[said.preset], n) if v is None else v
                   for n, v in wanted.items()}  # fmt: skip
+    wanted["rope"] = said.rope
     for name, value in wanted.items():
         own = getattr(c, name)
         if value not in (None, own):
@@ -69,6 +70,10 @@ def _check(said: TrainConfig, c: ModelConfig, where: str) -> None:
                 f"{name} is {value}, but the weights of {where} have {own}, which training "
                 f"cannot change; choose {own}, or leave it out"
             )
+    if said.init is not None:
+        raise ConfigError(
+            f"init is {said.init!r}, but training begins from the weights of {where}; leave it out"
+        )
     if said.tokenizer is not None:
         raise ConfigError(
             f"tokenizer is {said.tokenizer!r}, but the weights of {where} know the ids of their "

@@ -8,7 +8,7 @@ from typing import Any
 
 from crystalline.errors import CheckpointError
 
-FORMAT = 2
+FORMAT = 3
 
 
 def migrated(state: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -44,4 +44,11 @@ def _to_2(state: dict[str, Any]) -> None:
     state.setdefault("model_step", progress["step"])
 
 
-STEPS: dict[int, Callable[[dict[str, Any]], None]] = {1: _to_2}
+def _to_3(state: dict[str, Any]) -> None:
+    """The lattice.  Crossings are counted from here on."""
+    before = {"init": "normal", "lambda_correction": 0.0, "boundary_counters": True}
+    state["recipe"] = before | state["recipe"]
+    state["progress"].setdefault("crossings", [0] * 12)
+
+
+STEPS: dict[int, Callable[[dict[str, Any]], None]] = {1: _to_2, 2: _to_3}

@@ -26,7 +26,7 @@ from crystalline.kept import BEST
 from crystalline.layers import Floats
 from crystalline.memory import give_back
 from crystalline.metrics import Metrics
-from crystalline.model import Decoder, Parameters, initialise
+from crystalline.model import GROUPS, Decoder, Parameters, initialise
 from crystalline.optimizers import make_optimizer
 from crystalline.optimizers.ema import Average
 from crystalline.pacing import Pacing
@@ -66,6 +66,7 @@ class Progress:
     passes: list[list[int]] = field(default_factory=list)  # first and last step of each so far
     mark: float | None = None  # the loss that a validation must better to count as progress
     stale: int = 0  # validations in a row that did not
+    crossings: list[int] = field(default_factory=lambda: [0] * GROUPS)  # of the boundary
     ended: str | None = None  # why, where it was not by the last step
 
 
@@ -105,7 +106,9 @@ class Training:
         self.pacing = Pacing()
         self.begins_learnt = False  # at step 0 with weights that another training has learnt
         self.saved_step = self.model_step = -1  # of the checkpoint this process wrote last
-        self.stats = SphereStats(self.team, crew.hierarchy)
+        self.stats = SphereStats(
+            self.team, crew.hierarchy, recipe.boundary_counters, progress.crossings
+        )
 
     @property
     def T(self) -> int:
@@ -128,6 +131,7 @@ class Training:
         self.optimizer = make_optimizer(
             r.optimizer, self.weights, self.team, sparse, weight_decay=r.weight_decay,
             embedding_decay=r.embedding_decay, norm_decay=r.norm_decay, clip=r.clip,
+            lambda_correction=r.lambda_correction,
         )  # fmt: skip
         self.average = Average(self.weights, self.team, r.ema) if r.ema else None
 
@@ -161,7 +165,7 @@ class Training:
         )
         trainer.begins_learnt = start is not None
         if start is None:
-            initialise(trainer.weights, recipe.seed)
+            initialise(trainer.weights, recipe.seed, recipe.init)
         else:
             trainer.weights.load(start.weights)
         if trainer.average is not None:
@@ -262,6 +266,7 @@ class Training:
             self.average.update(self.optimizer.t)
         seconds = time.monotonic() - begun
         self.stats.end_step(self.optimizer.squares)
+        p.crossings = self.stats.crossings.tolist()
         p.step, p.tokens, p.seconds = p.step + 1, p.tokens + count, p.seconds + seconds
         taken = self.taken(p.sequences)
         self._note_passes(p.sequences, p.sequences + taken)

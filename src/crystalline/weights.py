@@ -9,7 +9,7 @@ from crystalline._native import PRECISIONS, Stack, Team, Weight
 from crystalline.config import ModelConfig
 from crystalline.errors import UsageError
 from crystalline.memory import arena
-from crystalline.positions import rope_tables
+from crystalline.positions import model_tables
 
 Floats = NDArray[np.float32]
 NORMS = ("input", "post_attention")
@@ -80,7 +80,7 @@ class Weights:
         norm = gains("model.norm.weight")
         self.embedding = packed(EMBEDDING)
         self.head = self.embedding if c.tied else packed(HEAD)
-        cosine, sine = rope_tables(c.seq_len, c.head_dim, c.rope_theta, c.rope_scaling)
+        cosine, sine = model_tables(c, c.seq_len)
         self.stack = Stack(
             layers, norm, self.embedding, cosine, sine, c.heads, c.kv_heads, c.norm_eps
         )

@@ -16,7 +16,28 @@ from crystalline.commands.common import (
     options_of,
     said_options,
 )
-from crystalline.config import LOSSES, OPTIMIZERS, PRECISIONS, PRESETS, SCHEDULES, STRATEGIES
+from crystalline.config import (
+    DEFAULT_INIT,
+    DEFAULT_LAMBDA_CORRECTION,
+    DEFAULT_ROPE,
+    INITS,
+    LOSSES,
+    OPTIMIZERS,
+    PRECISIONS,
+    PRESETS,
+    ROPES,
+    SCHEDULES,
+    STRATEGIES,
+)
+
+
+def number_or_on(text: str) -> float | str:
+    """What --lambda-correction says; the library refuses what is neither."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
 
 # Name, type, what it does, and what holds when it is not given (which the library decides).
 LENGTH_OPTIONS = (
@@ -101,6 +122,30 @@ KEEPING_OPTIONS = (
     help=helps("The course of the learning rate.", "cosine"),
 )
 @options_of(LEARNING_OPTIONS)
+@click.option(
+    "--init",
+    type=click.Choice(INITS),
+    help=helps("The first embedding: drawn by chance, or the lattice's.", DEFAULT_INIT),
+)
+@click.option(
+    "--rope",
+    type=click.Choice(ROPES),
+    help=helps("Frequencies of the rotary positions; lattice cannot be exported.", DEFAULT_ROPE),
+)
+@click.option(
+    "--lambda-correction",
+    type=number_or_on,
+    metavar="NUMBER|on",
+    help=helps(
+        "Multiply gradients by 1 less this; on is 3/144000, 0 is off.",
+        f"{DEFAULT_LAMBDA_CORRECTION:g}",
+    ),
+)
+@click.option(
+    "--boundary-counters/--no-boundary-counters",
+    default=None,
+    help=helps("Count where neighbouring tokens lie on both sides of 144000.", "they are counted"),
+)
 @click.option(
     "--hierarchy-depth",
     type=click.Choice(["auto", "1", "2", "3"]),

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from crystalline._native import Team
-from crystalline.config import ModelConfig, parameter_count
+from crystalline.config import DEFAULT_ROPE, ModelConfig, parameter_count
 from crystalline.forecast.speed import Pace, measure
 from crystalline.plan import (
     LADDER,
@@ -118,7 +118,10 @@ def _climb(budget: Budget, V: int, team: Team, until: float, tried: Tried) -> Tr
 
 def _shaped(budget: Budget, rung: int, V: int) -> ModelConfig:
     c = ladder_config(rung, V)
-    return replace(c, seq_len=budget.options.seq_len or c.seq_len)
+    options = budget.options
+    return replace(
+        c, seq_len=options.seq_len or c.seq_len, rope=options.rope or DEFAULT_ROPE
+    )
 
 
 def _of_length(budget: Budget, c: ModelConfig) -> str:

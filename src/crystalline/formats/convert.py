@@ -78,6 +78,12 @@ def export_model(
         refuse("type", kind, "a Hugging Face folder is written as it was trained", "f32")
     path = os.fspath(target)
     config, tokenizer, weights = open_model(folder)
+    if config.rope != "standard":
+        raise UsageError(
+            f"{os.fspath(folder)}: has rope {config.rope}, positions that neither GGUF nor Hugging "
+            "Face's Llama can express, so that others would compute something else; it cannot be "
+            "exported: train one with rope standard"
+        )
     source = Source(config, tokenizer, weights, os.fspath(folder))
     if to == "hf":
         if os.path.lexists(path) and (not os.path.isdir(path) or os.listdir(path)):

@@ -21,9 +21,10 @@ __all__ = [
 def make_optimizer(
     name: str, weights: Parameters, team: Team, sparse: Sequence[str] = (), *,
     weight_decay: float, embedding_decay: float | None, norm_decay: float, clip: float,
+    lambda_correction: float = 0.0,
 ) -> Optimizer:  # fmt: skip
     """The optimizer of a name of ``config.OPTIMIZERS``, with its own settings as they ship."""
-    shared = (weight_decay, embedding_decay, norm_decay, clip)
+    shared = (weight_decay, embedding_decay, norm_decay, clip, lambda_correction)
     if name == "muon":
         return Muon(weights, team, MuonConfig(*shared), sparse)
     if name == "lion":

@@ -28,6 +28,7 @@ class OptimizerConfig:
     embedding_decay: float | None = None  # of embedding and output weight; None: as the matrices
     norm_decay: float = 0.0
     clip: float = 1.0  # the gradient's norm is held to this; 0 leaves it as it is
+    lambda_correction: float = 0.0  # every gradient is multiplied by 1 less this
 
     def decay_of(self, name: str, view: Floats) -> float:
         """The decay of one weight."""
@@ -54,7 +55,7 @@ class Optimizer(ABC):
         self.m = Parameters(weights.config)
         team.touch(self.m.flat)
         self.tables: dict[str, SparseTable] = {}
-        self._clip = settings.clip
+        self._clip, self._correction = settings.clip, 1.0 - settings.lambda_correction
 
     def begin(self, gradients: Parameters, touched: Mapping[str, Rows]) -> None:
         """Before a step's forward: the rows of each sparse weight that it reads or that have a
@@ -66,7 +67,8 @@ class Optimizer(ABC):
                 gradients.named[name].fill(0.0)
 
     def step(self, gradients: Parameters, lr: float) -> float:
-        """One update; returns the gradient's norm before clipping.
+        """One update; returns the gradient's norm before clipping and lambda correction, which are
+        one factor.
 
         A norm that is not finite changes nothing: the caller decides.
         """
@@ -75,7 +77,7 @@ class Optimizer(ABC):
             return norm
         self.t += 1
         fits = self._clip == 0 or norm <= self._clip
-        self._update(gradients, lr, 1.0 if fits else self._clip / norm)
+        self._update(gradients, lr, (1.0 if fits else self._clip / norm) * self._correction)
         return norm
 
     @abstractmethod

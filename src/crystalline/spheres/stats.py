@@ -7,6 +7,7 @@ step.  Everything counts up; rates are differences of two snapshots.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -38,7 +39,7 @@ class SphereRow:
     idle: int
     loss: float  # nats per token, of the last step
     norm_share: float  # of the squared gradient norm, in the sphere's twelfth of the parameters
-    crossings: int  # of the boundary 144,000 by neighbouring tokens
+    crossings: int  # of the boundary 144,000 by neighbouring tokens, since step 0
 
 
 @dataclass(frozen=True)
@@ -59,12 +60,16 @@ class ThreadRow:
 class SphereStats:
     """Counters of one training.  One thread adds; any thread may take a snapshot."""
 
-    def __init__(self, team: Team, hierarchy: SphereHierarchy) -> None:
-        self.team, self.hierarchy = team, hierarchy
+    def __init__(
+        self, team: Team, hierarchy: SphereHierarchy, boundary: bool = True,
+        crossings: Sequence[int] = (0,) * GROUPS,
+    ) -> None:  # fmt: skip
+        """``boundary``: whether crossings are counted, from those before on."""
+        self.team, self.hierarchy, self.boundary = team, hierarchy, boundary
         self.begin()
         self.tokens = np.zeros(GROUPS, np.int64)
         self.sequences = np.zeros(GROUPS, np.int64)
-        self.crossings = np.zeros(GROUPS, np.int64)
+        self.crossings = np.array(crossings, np.int64)
         self.losses = np.zeros(GROUPS)
         self.norm_shares = np.zeros(GROUPS)
         self._nats, self._counted = np.zeros(GROUPS), np.zeros(GROUPS, np.int64)
@@ -86,8 +91,8 @@ class SphereStats:
         self.sequences += np.diff(used[starts // T])
         self._nats += nats
         self._counted += tokens
-        if len(ids) and int(ids.max()) >= BOUNDARY_ID:
-            self.crossings += crossings(starts, ids, targets, T)
+        if self.boundary and max(ids.max(initial=0), targets.max(initial=0)) >= BOUNDARY_ID:
+            self.crossings += crossings(starts, ids, targets)
 
     def end_step(self, squares: NDArray[np.float64]) -> None:
         """After the update: ``squares`` (12) are the spheres' parts of the squared norm."""
@@ -147,12 +152,11 @@ class SphereStats:
 
 
 def crossings(
-    starts: NDArray[np.int64], ids: NDArray[np.int32], targets: NDArray[np.int32], T: int
+    starts: NDArray[np.int64], ids: NDArray[np.int32], targets: NDArray[np.int32]
 ) -> NDArray[np.int64]:
-    """How often neighbouring tokens of a sequence lie on different sides of 144,000, by group."""
-    above = (ids >= BOUNDARY_ID).reshape(-1, T)
-    real = (targets >= 0).reshape(-1, T)
-    crossed = (above[:, 1:] != above[:, :-1]) & real[:, 1:]
-    total = np.concatenate(([0], np.cumsum(crossed.sum(1))))
-    counted: NDArray[np.int64] = np.diff(total[starts // T])
+    """How often a token and the next one, its target, lie on different sides of 144,000, by group.
+    However texts are cut into sequences, each pair of neighbours is counted once."""
+    crossed = ((ids >= BOUNDARY_ID) != (targets >= BOUNDARY_ID)) & (targets >= 0)
+    total = np.concatenate(([0], np.cumsum(crossed)))
+    counted: NDArray[np.int64] = np.diff(total[starts])
     return counted
