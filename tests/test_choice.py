@@ -19,6 +19,8 @@ from crystalline.plan import (
     Budget,
     Recipe,
     bytes_per_token,
+    choose_recipe,
+    continued_recipe,
     flops_per_token,
     ladder_config,
 )
@@ -83,6 +85,29 @@ def test_without_a_time_nothing_is_measured(machine: dict[str, list[int]]) -> No
     made = choose(Budget(TrainConfig(steps=100), 400_000), V, Team(1))
     assert machine["tried"] == [] and made.pace is None
     assert "seconds_a_step" not in made.described()
+
+
+def timed(seconds: float, **options: object) -> Recipe:
+    """For a text of 400,000 tokens, of which a second trains about 14,000."""
+    c = ladder_config(1, V)
+    flops = 14_000 * flops_per_token(c)
+    return choose_recipe(Budget(TrainConfig(**options), 400_000, seconds, flops), c)  # type: ignore[arg-type]
+
+
+def test_the_optimizer_is_chosen_where_time_decides() -> None:
+    c = PRESETS["nano"]
+    assert timed(90).optimizer == "muon" and timed(90, optimizer="adamw").optimizer == "adamw"
+    assert choose_recipe(Budget(TrainConfig(steps=9), 10**6), c).optimizer == "adamw"
+    assert continued_recipe(Budget(TrainConfig(), 10**6, 90.0), c, 64).optimizer == "adamw"
+
+
+def test_many_passes_end_in_a_short_fall() -> None:
+    """17.5 passes fall all the way, 35 over the last 15: else the end is learnt by heart."""
+    assert timed(500).schedule == "cosine"
+    made = timed(1000)
+    assert made.schedule == "wsd" and made.decay == pytest.approx(15 / 35, abs=1e-3)
+    assert timed(1000, schedule="linear").schedule == "linear"
+    assert timed(1000, warmup=0.1).schedule == "cosine"
 
 
 @pytest.mark.parametrize("c", [

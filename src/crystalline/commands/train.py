@@ -114,7 +114,7 @@ KEEPING_OPTIONS = (
 @click.option(
     "--optimizer",
     type=click.Choice(OPTIMIZERS),
-    help=helps("What makes new weights of gradients.", "adamw"),
+    help=helps("What makes new weights of gradients.", "muon where minutes are said, else adamw"),
 )
 @click.option(
     "--schedule",
