@@ -222,7 +222,7 @@ def default_batch(c: ModelConfig) -> int:
 
 
 def choose_recipe(budget: Budget, c: ModelConfig, learnt: bool = False) -> Recipe:
-    """Batch, learning rate, weight decay, and the optimizer: where the time is what is said, the one
+    """Batch, learning rate, weight decay, and the optimizer: where time is what was said, the one
     that gets furthest in it (Tiny Shakespeare, width 128, 90 s: Muon 2.057, AdamW 2.064).
     Weights that are ``learnt`` already go on with AdamW, by which most were taught.
 
@@ -244,7 +244,8 @@ def choose_recipe(budget: Budget, c: ModelConfig, learnt: bool = False) -> Recip
         "weight_decay": decay * round(min(max(0.12 * passes, 0.1), 1.0), 2),
         "lambda_correction": DEFAULT_LAMBDA_CORRECTION,
     }
-    if timed and passes > MANY_PASSES and not {"schedule", "decay", "warmup", "floor"} & said.keys():
+    shaped = {"schedule", "decay", "warmup", "floor"} & said.keys()
+    if timed and passes > MANY_PASSES and not shaped:
         chosen |= {"schedule": "wsd", "decay": round(FALLING_PASSES / passes, 3)}
     return Recipe(
         batch_size=options.batch_size or default_batch(c),
