@@ -6,7 +6,7 @@ SOURCES := pyproject.toml CMakeLists.txt $(shell find src cmake -type f ! -name 
 QUICK_C := tests/test_kernel*.py tests/test_guard_pages.py tests/test_team.py tests/test_model.py tests/test_inference.py \
   tests/test_region*.py tests/test_arrange.py tests/test_pinning.py tests/test_lengths.py \
   tests/test_queue.py tests/test_queue_memory.py tests/test_queue_processes.py tests/test_bf16.py \
-  tests/test_windows.py
+  tests/test_windows.py tests/test_lattice_sieve.py tests/test_lattice_abacus.py
 # Tests of one file share what is made once, so they stay together.
 PAIRS := -n 2 --dist loadfile
 
