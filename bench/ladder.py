@@ -25,8 +25,8 @@ from crystalline.config import TrainConfig
 from crystalline.demo import bundled_text
 from crystalline.forecast.speed import measure
 from crystalline.options import train_config
-from crystalline.plan import Budget, choose_model, choose_recipe
 from crystalline.team import make_team
+from crystalline.training.plan import Budget, choose_model, choose_recipe
 
 OVERHEAD = 4.0  # seconds of a run that are not steps: start, vocabulary, validations, checkpoints
 VOCABULARY = 1024  # that train chooses for this text

@@ -22,7 +22,7 @@ from typing import Any
 import click
 from corpus import gather
 
-from crystalline.data import collect, split
+from crystalline.data.reading import collect, split
 from crystalline.words import clock
 
 EPOCHS = 10

@@ -33,9 +33,9 @@ from undisturbed import alternate, repeated
 
 import crystalline
 from crystalline._native import Team
-from crystalline.candidates import Candidates
-from crystalline.model import group_order
-from crystalline.sparse import SparseTable
+from crystalline.decoder.candidates import Candidates
+from crystalline.decoder.decoder import group_order
+from crystalline.decoder.sparse import SparseTable
 from crystalline.team import make_team
 
 TOKENS, D, SAMPLES = 3072, 256, 512

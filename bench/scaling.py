@@ -41,7 +41,7 @@ from undisturbed import Samples, alternate, repeated
 
 from crystalline._native import Team, usable_cpus
 from crystalline.config import PRESETS, ModelConfig, parameter_count
-from crystalline.model import group_starts
+from crystalline.decoder.decoder import group_starts
 from crystalline.spheres.crew import Crew, make_crew
 
 BATCH = 12

@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from undisturbed import TICKS
 
 from crystalline._native import Team
-from crystalline.candidates import Candidates
 from crystalline.config import ModelConfig
-from crystalline.model import Decoder, Parameters, initialise
+from crystalline.decoder.candidates import Candidates
+from crystalline.decoder.decoder import Decoder, Parameters, initialise
+from crystalline.decoder.sparse import touched_rows, vocabulary_weights
 from crystalline.optimizers import AdamW, AdamWConfig
-from crystalline.sparse import touched_rows, vocabulary_weights
 
 BATCHES = 8  # taken in turn, so that the sampled loss has rows to catch up
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from crystalline._native import Team, usable_cpus
-from crystalline.positions import rope_tables
+from crystalline.decoder.positions import rope_tables
 
 R, D, F, V = 3072, 256, 688, 10000
 GROUPS = (np.arange(13) * 256).astype(np.int64)

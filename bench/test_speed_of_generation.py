@@ -9,7 +9,7 @@ import pytest
 
 from crystalline._native import PRECISIONS, Team, usable_cpus
 from crystalline.config import PRESETS, parameter_shapes
-from crystalline.weights import Cache, Weights
+from crystalline.inference.weights import Cache, Weights
 
 
 @pytest.fixture(scope="module")

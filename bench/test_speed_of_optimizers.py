@@ -9,7 +9,7 @@ import pytest
 
 from crystalline._native import Team, usable_cpus
 from crystalline.config import OPTIMIZERS, PRESETS
-from crystalline.model import Parameters, initialise
+from crystalline.decoder.decoder import Parameters, initialise
 from crystalline.optimizers import make_optimizer
 from crystalline.optimizers.ema import Average
 

@@ -11,7 +11,7 @@ from stepping import Stepper
 
 import crystalline
 from crystalline.config import PRESETS
-from crystalline.model import Decoder, Parameters, initialise
+from crystalline.decoder.decoder import Decoder, Parameters, initialise
 from crystalline.team import make_team
 
 

@@ -10,7 +10,7 @@ import reference as ref
 from case import THETA, Array, Arrays, Case, Due, Shape, draw, poison
 
 from crystalline._native import Team
-from crystalline.positions import rope_tables
+from crystalline.decoder.positions import rope_tables
 
 
 def split_heads(qkv: Array, shape: Shape) -> tuple[Array, Array, Array]:

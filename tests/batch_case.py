@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from crystalline.batches import NO_LOSS, Batch, Batches
-from crystalline.shards import Split
+from crystalline.data.batches import NO_LOSS, Batch, Batches
+from crystalline.data.shards import Split
 
 EOT = 0
 Row = list[list[tuple[int, int]]]  # a sequence: its windows of predictions (token, target)

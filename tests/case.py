@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crystalline._native import Team
-from crystalline.model import group_order
+from crystalline.decoder.decoder import group_order
 
 Array = NDArray[Any]
 Arrays = dict[str, Array]

@@ -7,10 +7,10 @@ import shutil
 
 import numpy as np
 
-from crystalline.checkpoint import load_model, load_training, save_model
+from crystalline.checkpoints.checkpoint import load_model, load_training, save_model
 from crystalline.config import ModelConfig, parameter_shapes
+from crystalline.data.tokenizer import Tokenizer
 from crystalline.errors import CheckpointError
-from crystalline.tokenizer import Tokenizer
 
 TOKENIZER = Tokenizer.train(["to be or not to be, that is the question\n"] * 3, 270)
 CONFIG = ModelConfig(270, 8, 1, 2, 1, 12, 16)

@@ -13,7 +13,7 @@ from conftest import prose
 from gguf.quants import dequantize, quantize
 
 from crystalline.config import ModelConfig, parameter_shapes
-from crystalline.tokenizer import Tokenizer
+from crystalline.data.tokenizer import Tokenizer
 
 TEXT = prose(600) + "def f(x):\n    return {'a': [1, 22, 333]}\n" * 5
 TOKENIZER = Tokenizer.train([TEXT], 300)

@@ -15,7 +15,7 @@ from conftest import TINY
 
 from crystalline.api import train, training
 from crystalline.errors import Interrupted
-from crystalline.trainer import Trainer
+from crystalline.training.trainer import Trainer
 
 MANY = 1_000_000
 

@@ -16,12 +16,12 @@ from hypothesis import strategies as st
 from test_model import MODELS, batch, random_weights
 
 from crystalline._native import Team
-from crystalline.activations import Layout, decoder_arrays, layout
-from crystalline.candidates import Candidates
 from crystalline.config import PRESETS, ModelConfig, parameter_count, parameter_spans
+from crystalline.decoder.activations import Layout, decoder_arrays, layout
+from crystalline.decoder.candidates import Candidates
+from crystalline.decoder.decoder import Decoder, Parameters
 from crystalline.forecast.memory import blocks
-from crystalline.model import Decoder, Parameters
-from crystalline.plan import Recipe
+from crystalline.training.plan import Recipe
 
 PRECISIONS = ("fp32", "bf16") if Team(1).has_bf16 else ("fp32",)
 # What the backward of a layer's two halves reads, and the weights whose gradients it writes.

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from crystalline._native import PARTS, Team, available_isas, interleave
-from crystalline.memory import arena
+from crystalline.decoder.memory import arena
 
 SPHERE = PARTS // 12
 SPANS = 144  # tasks of an update or a norm

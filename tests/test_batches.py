@@ -11,10 +11,10 @@ from conftest import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from crystalline import windows as module
-from crystalline.batches import NO_LOSS, Batches, validation_batches
+from crystalline.data import windows as module
+from crystalline.data.batches import NO_LOSS, Batches, validation_batches
+from crystalline.data.shards import Split
 from crystalline.errors import DataError
-from crystalline.shards import Split
 
 DOCUMENTS = st.lists(st.integers(0, 90), min_size=1, max_size=12)
 

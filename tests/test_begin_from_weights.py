@@ -15,7 +15,7 @@ from formats_cases import TINY as SMALL
 from formats_cases import TOKENIZER, random_weights, write_gguf
 
 import crystalline
-from crystalline.checkpoint import load_model, load_training, save_model
+from crystalline.checkpoints.checkpoint import load_model, load_training, save_model
 from crystalline.errors import CheckpointError, ConfigError, UsageError
 from crystalline.formats.convert import export_model, import_model
 
@@ -112,7 +112,7 @@ def test_a_stretched_context_is_trained_with_its_own_positions(
     text: Path, tmp_path: Path
 ) -> None:
     """The loss that training sees is that of the model in use, which transformers agrees with."""
-    from crystalline.scaling import RopeScaling
+    from crystalline.decoder.scaling import RopeScaling
 
     config = replace(SMALL, rope_scaling=RopeScaling("llama3", 8.0, 1.0, 4.0, 12))
     save_model(tmp_path / "m", config, TOKENIZER, random_weights(config))

@@ -21,8 +21,8 @@ from test_model import MODELS, batch, random_weights
 
 from crystalline._native import Team
 from crystalline.config import ModelConfig
+from crystalline.decoder.decoder import Decoder, Parameters, check_precision
 from crystalline.errors import UsageError
-from crystalline.model import Decoder, Parameters, check_precision
 
 THREADS = (1, 2, 3, 5, 12)
 HAS = Team(1).has_bf16

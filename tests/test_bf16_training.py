@@ -11,7 +11,7 @@ from test_training import STEPS, fingerprint, run, stop_at
 
 import crystalline
 from crystalline._native import Team
-from crystalline.checkpoint import load_training
+from crystalline.checkpoints.checkpoint import load_training
 from crystalline.errors import Interrupted, UsageError
 
 pytestmark = pytest.mark.skipif(not Team(1).has_bf16, reason="this CPU has no AVX512_BF16")

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from checkpoint_cases import CONFIG, TOKENIZER, Case, weights_of
 
-from crystalline.checkpoint import load_model, load_training, save_model
+from crystalline.checkpoints.checkpoint import load_model, load_training, save_model
 from crystalline.config import ModelConfig, parameter_shapes
 from crystalline.errors import CheckpointError
 from crystalline.files import Stamp, manifest_bytes, parse_manifest, stamp_of_file

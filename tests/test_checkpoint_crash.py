@@ -14,8 +14,8 @@ import threading
 import pytest
 from checkpoint_cases import Case, Crash, Disk, fail_with, fresh
 
-from crystalline import checkpoint
-from crystalline.checkpoint import load_model
+from crystalline.checkpoints import checkpoint
+from crystalline.checkpoints.checkpoint import load_model
 from crystalline.errors import CheckpointError
 
 OLD, NEW, NEXT = Case(1), Case(2), Case(3)

@@ -14,7 +14,7 @@ from crystalline.config import PRESETS, ModelConfig, TrainConfig, parameter_coun
 from crystalline.forecast import choice as module
 from crystalline.forecast.choice import choose
 from crystalline.forecast.speed import MOST_FLOPS, Pace, _part, measure
-from crystalline.plan import (
+from crystalline.training.plan import (
     LADDER,
     Budget,
     Recipe,

@@ -16,8 +16,8 @@ import pytest
 from conftest import TINY, prose
 
 import crystalline
-from crystalline.claim import MARK, claimed
-from crystalline.data import collect
+from crystalline.checkpoints.claim import MARK, claimed
+from crystalline.data.reading import collect
 from crystalline.errors import CheckpointError, ConfigError, NumericsError, UsageError
 from crystalline.team import make_team
 

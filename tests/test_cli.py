@@ -23,7 +23,7 @@ from crystalline.__main__ import main
 from crystalline.commands import train, write
 from crystalline.config import TrainConfig
 from crystalline.errors import tame
-from crystalline.inference import Model
+from crystalline.inference.model import Model
 from crystalline.progress import SKIPPED, Lines, Screen, finished, found, planned
 from crystalline.words import clock, short
 

@@ -16,9 +16,9 @@ from typing import Any
 import pytest
 from command import SMALL, invoke, run, weights
 
-from crystalline import data
 from crystalline.__main__ import main
-from crystalline.model import Decoder
+from crystalline.data import reading as data
+from crystalline.decoder.decoder import Decoder
 
 STEPS = ["--steps", "3"]
 Fails = Callable[..., None]
@@ -348,7 +348,7 @@ def test_no_memory_left(fails: Fails, made: Path, monkeypatch: pytest.MonkeyPatc
         def load(*args: Any, error: Exception = error) -> None:
             raise error
 
-        monkeypatch.setattr("crystalline.inference.load", load)
+        monkeypatch.setattr("crystalline.inference.model.load", load)
         fails(1, ["out of memory", "; choose smaller sizes, or free some memory"], "generate", made)
 
 
@@ -356,6 +356,6 @@ def test_a_fault_of_the_program_is_not_hidden(made: Path, monkeypatch: pytest.Mo
     def load(*args: Any) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr("crystalline.inference.load", load)
+    monkeypatch.setattr("crystalline.inference.model.load", load)
     with pytest.raises(ZeroDivisionError):
         main(["generate", str(made)])

@@ -17,9 +17,10 @@ import pytest
 from command import LIMIT, SMALL, invoke, rows_of, run, start
 from terminal import on_terminal
 
-from crystalline import api, starting
+from crystalline import api
 from crystalline.errors import UsageError
 from crystalline.spheres import LiveTraining
+from crystalline.training import starting
 
 pytestmark = pytest.mark.usefixtures("segments")
 

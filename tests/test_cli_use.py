@@ -17,7 +17,7 @@ from conftest import prose
 import crystalline
 from crystalline import demo
 from crystalline.commands import write
-from crystalline.inference import Model
+from crystalline.inference.model import Model
 
 
 @pytest.fixture(scope="module")

@@ -15,12 +15,12 @@ from watch import eventually, nothing_leaks, watchdog
 
 import crystalline
 from crystalline.api import training
-from crystalline.checkpoint import load_training
+from crystalline.checkpoints.checkpoint import load_training
 from crystalline.errors import QueueClosed, UsageError
 from crystalline.spheres.live import LIVE, LiveTraining
 from crystalline.spheres.messages import MessageType
 from crystalline.spheres.node_zero import NodeZero, State
-from crystalline.trainer import Trainer
+from crystalline.training.trainer import Trainer
 
 MANY = 1_000_000
 

@@ -20,9 +20,9 @@ import crystalline
 from crystalline.config import HF_KEYS, REAL_RULES, WHOLE_RULES, ModelConfig, TrainConfig
 from crystalline.errors import ConfigError, UsageError
 from crystalline.options import train_config
-from crystalline.plan import check_samples
-from crystalline.settings import SETTERS
 from crystalline.spheres.messages import Setting
+from crystalline.training.plan import check_samples
+from crystalline.training.settings import SETTERS
 
 TYPES = {field.name: str(field.type) for field in fields(TrainConfig)}
 GOOD = {"vocab_size": 300, "dim": 24, "layers": 2, "heads": 6, "kv_heads": 2, "hidden": 40,

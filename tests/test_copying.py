@@ -19,10 +19,10 @@ from test_training import fingerprint
 
 import crystalline
 from crystalline.__main__ import main
-from crystalline.checkpoint import load_model
-from crystalline.data import Piece, collect
+from crystalline.checkpoints.checkpoint import load_model
+from crystalline.data.reading import Piece, collect
+from crystalline.data.shards import TokenStore, write_shards
 from crystalline.errors import CheckpointError, UsageError
-from crystalline.shards import TokenStore, write_shards
 from crystalline.store import Arrival, Pass, Placed, Store, copying
 from crystalline.store import meter as meter_module
 from crystalline.store.copying import checkpoints_of, copy_model

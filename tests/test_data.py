@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from crystalline import data
-from crystalline.data import (
+from crystalline.data import reading as data
+from crystalline.data.reading import (
     Piece,
     Skipped,
     Source,

@@ -23,14 +23,15 @@ from rich.console import Console
 from test_training import fingerprint
 
 import crystalline
-from crystalline import checkpoint, saving
 from crystalline.api import training
-from crystalline.checkpoint import load_model, load_training
-from crystalline.claim import MARK
+from crystalline.checkpoints import checkpoint
+from crystalline.checkpoints.checkpoint import load_model, load_training
+from crystalline.checkpoints.claim import MARK
+from crystalline.checkpoints.info import describe
+from crystalline.data.shards import TokenStore
 from crystalline.errors import CheckpointError, UsageError
-from crystalline.info import describe
 from crystalline.progress import Lines, Screen
-from crystalline.shards import TokenStore
+from crystalline.training import saving
 
 STEPS, FROM, UNTIL = 16, 5, 11
 SAID = {**TINY, "steps": STEPS, "save_steps": 2, "evaluation_interval": 3, "threads": 1}

@@ -11,9 +11,9 @@ from conftest import TINY, prose
 from test_training import fingerprint, run, stop_at
 
 import crystalline
-from crystalline.checkpoint import load_model, load_training
+from crystalline.checkpoints.checkpoint import load_model, load_training
+from crystalline.checkpoints.info import describe, table
 from crystalline.errors import Interrupted, UsageError
-from crystalline.info import describe, table
 from crystalline.progress import finished
 
 STEPS = 40

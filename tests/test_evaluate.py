@@ -23,16 +23,16 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import crystalline
 from crystalline.__main__ import main
-from crystalline.batches import validation_batches
-from crystalline.checkpoint import load_model, save_model
+from crystalline.checkpoints.checkpoint import load_model, save_model
 from crystalline.commands.waiting import ERASE, Waiting
+from crystalline.data.batches import validation_batches
+from crystalline.data.shards import Split, TokenStore
+from crystalline.decoder.decoder import group_order
 from crystalline.demo import bundled_text
 from crystalline.errors import CheckpointError, DataError, NumericsError
 from crystalline.evaluation import score
 from crystalline.evaluation.score import evaluate
 from crystalline.evaluation.windows import window_nats, windows
-from crystalline.model import group_order
-from crystalline.shards import Split, TokenStore
 
 T = TINY["seq_len"]
 

@@ -16,7 +16,7 @@ from crystalline.__main__ import main
 from crystalline.errors import DataError
 from crystalline.evaluation.code import Real, _judged, evaluate_code
 from crystalline.evaluation.parsing import LANGUAGES, beginnings, compiles, judges, whole_lines
-from crystalline.inference import Model
+from crystalline.inference.model import Model
 
 FUNCTION = """#include <stdio.h>
 
@@ -193,7 +193,7 @@ def test_only_code_is_the_measure_of_code(model: Path) -> None:
 
 
 def _held_out_texts(folder: Path) -> list[str]:
-    split = crystalline.shards.TokenStore.open(folder).val
+    split = crystalline.data.shards.TokenStore.open(folder).val
     tokenizer = crystalline.load(folder).tokenizer
     pairs = zip(split.offsets, split.offsets[1:], strict=False)
     return [tokenizer.decode(split.slice(int(a), int(b))) for a, b in pairs]

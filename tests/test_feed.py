@@ -19,15 +19,15 @@ from conftest import TINY, prose
 from test_training import fingerprint
 
 import crystalline
-from crystalline.batches import NO_LOSS
-from crystalline.checkpoint import load_training
+from crystalline.checkpoints.checkpoint import load_training
+from crystalline.data.batches import NO_LOSS
 from crystalline.errors import StoreError, UsageError
 from crystalline.pipeline import feed as pipeline_feed
 from crystalline.pipeline.fed import feed, feeding, model_to_feed
 from crystalline.pipeline.gather import queue_paths
 from crystalline.store import Arrival, Store
 from crystalline.store.models import create_model
-from crystalline.trainer import Trainer
+from crystalline.training.trainer import Trainer
 
 SIZES = {k: v for k, v in TINY.items() if k not in ("steps", "minutes", "epochs")}
 KILLS = int(os.environ.get("CRYSTALLINE_KILLS", "4"))
@@ -269,7 +269,7 @@ def test_files_that_come_into_a_folder_are_trained(tmp_path: Path) -> None:
 
 SCRIPT = """
 import sys
-import crystalline.trainer as t
+import crystalline.training.trainer as t
 from crystalline.pipeline.fed import feed
 real = t.Trainer._between_steps
 def between(self, before):

@@ -22,8 +22,8 @@ from crystalline.forecast.fits import check_memory, nearest
 from crystalline.forecast.memory import MIB, Text, arenas, memory
 from crystalline.forecast.planning import PROCESSES, forecast
 from crystalline.forecast.sizes import parse_count, sizes_for
-from crystalline.plan import Recipe
 from crystalline.team import make_team
+from crystalline.training.plan import Recipe
 
 SIZES = ["200k", "1M", "5M", "12.5M", "30M", "70M", "100M", "135M", "360M", "1B", "3B", "7B", "10B"]
 RECIPE = Recipe(48, 1, 1e-3, 0)

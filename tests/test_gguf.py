@@ -16,14 +16,14 @@ from conftest import prose
 from formats_cases import TINY, TOKENIZER, WIDE, random_weights, replaced, write_gguf
 
 import crystalline
-from crystalline.checkpoint import load_model, save_model
+from crystalline.checkpoints.checkpoint import load_model, save_model
 from crystalline.config import ModelConfig
+from crystalline.data.splitting import KNOWN, pre_tokenizer
+from crystalline.data.tokenizer import Tokenizer
+from crystalline.decoder.scaling import RopeScaling
 from crystalline.errors import CheckpointError, ConfigError, CrystallineError, UsageError
 from crystalline.formats.convert import export_model, import_model
 from crystalline.formats.gguf_read import TYPES, read_gguf
-from crystalline.scaling import RopeScaling
-from crystalline.splitting import KNOWN, pre_tokenizer
-from crystalline.tokenizer import Tokenizer
 
 KNOWN_WORDS = pre_tokenizer("gpt-2")
 LLAMA3 = RopeScaling("llama3", 32.0, 1.0, 4.0, 8192)

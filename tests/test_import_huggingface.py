@@ -17,10 +17,10 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 import crystalline
-from crystalline.checkpoint import MODEL_FILES, load_model, save_model
+from crystalline.checkpoints.checkpoint import MODEL_FILES, load_model, save_model
+from crystalline.decoder.scaling import RopeScaling
 from crystalline.errors import CheckpointError, CrystallineError, UsageError
 from crystalline.formats.convert import export_model, import_model
-from crystalline.scaling import RopeScaling
 
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
           "original_max_position_embeddings": 16}  # fmt: skip
@@ -88,7 +88,7 @@ def test_stretched_positions_give_the_same_logits_there_and_back(
 
 
 def test_typical_llama3_scaling_is_what_transformers_computes(tmp_path: Path) -> None:
-    from crystalline.positions import rope_tables
+    from crystalline.decoder.positions import rope_tables
 
     rope = LLAMA3 | {"factor": 32.0, "original_max_position_embeddings": 8192}
     config = LlamaConfig(

@@ -18,12 +18,12 @@ from hypothesis import strategies as st
 
 import crystalline
 from crystalline._native import Team, available_isas
-from crystalline.checkpoint import load_model
+from crystalline.checkpoints.checkpoint import load_model
+from crystalline.decoder.decoder import Decoder, Parameters
 from crystalline.errors import ConfigError, NumericsError, UsageError
-from crystalline.inference import Model
-from crystalline.model import Decoder, Parameters
-from crystalline.sampling import Sampling, draw
-from crystalline.speaker import until
+from crystalline.inference.model import Model
+from crystalline.inference.sampling import Sampling, draw
+from crystalline.inference.speaker import until
 
 
 @pytest.fixture(scope="module")

@@ -16,15 +16,15 @@ from conftest import TINY, prose
 from test_training import fingerprint, run, stop_at
 
 import crystalline
-from crystalline import kept
 from crystalline._native import available_isas
 from crystalline.api import training
-from crystalline.checkpoint import FILES, load_model, load_training
+from crystalline.checkpoints import kept
+from crystalline.checkpoints.checkpoint import FILES, load_model, load_training
+from crystalline.checkpoints.info import describe, table
+from crystalline.checkpoints.kept import listed
 from crystalline.errors import CheckpointError, Interrupted, UsageError
-from crystalline.info import describe, table
-from crystalline.kept import listed
-from crystalline.trainer import Trainer
-from crystalline.training import Training
+from crystalline.training.trainer import Trainer
+from crystalline.training.training import Training
 
 STEPS = 20
 KEPT = [6, 12, 16, 18, 20]  # saved every 2 steps, 3 of the last, every 6th for ever
@@ -239,8 +239,8 @@ def test_minutes_and_steps_displace_the_pace(text_file: Path, tmp_path: Path) ->
 def test_the_pace_does_not_save_beside_steps(
     text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("crystalline.pacing.SAVE_SECONDS", 0.0)
-    monkeypatch.setattr("crystalline.pacing.SAVE_SHARE", 1e9)
+    monkeypatch.setattr("crystalline.training.pacing.SAVE_SECONDS", 0.0)
+    monkeypatch.setattr("crystalline.training.pacing.SAVE_SHARE", 1e9)
     events = run(text_file, tmp_path / "m", save_steps=15, threads=1)
     assert [e["step"] for e in events if e["event"] == "checkpoint"] == [0, 15, 20]
     events = run(text_file, tmp_path / "n", threads=1)

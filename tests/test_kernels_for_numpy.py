@@ -19,8 +19,8 @@ from tolerance import assert_close
 
 import crystalline.kernels as ck
 from crystalline._native import available_isas
+from crystalline.decoder.positions import rope_tables
 from crystalline.errors import UsageError
-from crystalline.positions import rope_tables
 from crystalline.team import KEPT, _shared
 
 FEW = settings(max_examples=examples(20), deadline=None, derandomize=True)

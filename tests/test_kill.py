@@ -17,8 +17,8 @@ from conftest import TINY, prose
 from test_training import fingerprint
 
 import crystalline
-from crystalline.checkpoint import CHECKSUMS, load_model, load_training
-from crystalline.kept import listed
+from crystalline.checkpoints.checkpoint import CHECKSUMS, load_model, load_training
+from crystalline.checkpoints.kept import listed
 
 KILLS = int(os.environ.get("CRYSTALLINE_KILLS", "4"))
 LIMIT = 100  # seconds until a child counts as hung

@@ -16,11 +16,11 @@ from numpy._core._multiarray_umath import __cpu_dispatch__
 from tolerance import U
 
 from crystalline.config import ModelConfig
+from crystalline.decoder.decoder import Parameters, initialise
+from crystalline.decoder.positions import model_tables
 from crystalline.lattice.circle import cosine_sine, golden
 from crystalline.lattice.embedding import SIGMA, frequency, lattice_embedding
 from crystalline.lattice.rotary import lattice_tables
-from crystalline.model import Parameters, initialise
-from crystalline.positions import model_tables
 
 SIZES = [(V, D) for V in (300, 1000, 13344, 50000) for D in (64, 250, 1024)]
 # Where as many rows as columns, or a Fibonacci number of them, make it hard.

@@ -15,18 +15,18 @@ from conftest import TINY, prose
 from test_training import fingerprint, run, stop_at
 
 import crystalline
-from crystalline import plan
 from crystalline._native import Team, available_isas
-from crystalline.checkpoint import load_model, load_training
+from crystalline.checkpoints.checkpoint import load_model, load_training
 from crystalline.config import LAMBDA_CORRECTION, ModelConfig, TrainConfig
+from crystalline.decoder.decoder import Decoder, Parameters
 from crystalline.errors import ConfigError, Interrupted, UsageError
 from crystalline.forecast import choice
 from crystalline.formats.convert import export_model, import_model
-from crystalline.model import Decoder, Parameters
-from crystalline.plan import Budget, choose_model, choose_recipe
 from crystalline.progress import planned
 from crystalline.spheres import stats
 from crystalline.spheres.driver import Command
+from crystalline.training import plan
+from crystalline.training.plan import Budget, choose_model, choose_recipe
 
 ALL: dict[str, Any] = {"init": "lattice", "rope": "lattice", "lambda_correction": "on"}
 STEPS = 12

@@ -15,19 +15,19 @@ from test_training import fingerprint, run, stop_at
 from watch import eventually
 
 import crystalline
-from crystalline import kept
 from crystalline._native import available_isas
 from crystalline.api import training
-from crystalline.checkpoint import load_model, load_training
+from crystalline.checkpoints import kept
+from crystalline.checkpoints.checkpoint import load_model, load_training
+from crystalline.checkpoints.info import describe, table
+from crystalline.checkpoints.kept import listed
 from crystalline.config import parameter_shapes
+from crystalline.decoder.decoder import Decoder, Parameters
 from crystalline.errors import CheckpointError, Interrupted, UsageError
-from crystalline.inference import Model
-from crystalline.info import describe, table
-from crystalline.kept import listed
-from crystalline.model import Decoder, Parameters
+from crystalline.inference.model import Model
 from crystalline.spheres.live import load_live
 from crystalline.team import make_team
-from crystalline.trainer import Trainer
+from crystalline.training.trainer import Trainer
 
 STEPS, AT = 16, 6
 

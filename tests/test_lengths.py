@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from crystalline._native import ISAS, Team, available_isas
 from crystalline.config import ModelConfig
-from crystalline.model import Decoder, Parameters, initialise
+from crystalline.decoder.decoder import Decoder, Parameters, initialise
 from crystalline.optimizers import AdamW, AdamWConfig
 
 THREADS = (1, 2, 3, 12)

@@ -16,7 +16,7 @@ from scripts import Script
 
 import crystalline
 from crystalline import _region
-from crystalline.data import collect
+from crystalline.data.reading import collect
 from crystalline.errors import UsageError
 from crystalline.spheres.live import LIVE, Broadcast, LiveTraining, load_live
 from crystalline.spheres.region import SEGMENTS
@@ -29,8 +29,8 @@ TRAINS = """
 import os, signal, sys, threading
 from pathlib import Path
 import numpy as np
-from crystalline.checkpoint import load_model
-from crystalline.model import Parameters
+from crystalline.checkpoints.checkpoint import load_model
+from crystalline.decoder.decoder import Parameters
 from crystalline.spheres.live import Broadcast
 folder = Path(sys.argv[1])
 config, tokenizer, _ = load_model(folder)

@@ -13,12 +13,12 @@ from conftest import prose
 from formats_cases import TOKENIZER, WIDE, random_weights
 
 import crystalline
-from crystalline.checkpoint import save_model
+from crystalline.checkpoints.checkpoint import save_model
 from crystalline.config import ModelConfig
+from crystalline.data.splitting import KNOWN, pre_tokenizer
+from crystalline.data.tokenizer import Tokenizer
+from crystalline.decoder.scaling import RopeScaling
 from crystalline.formats.convert import export_model, import_model
-from crystalline.scaling import RopeScaling
-from crystalline.splitting import KNOWN, pre_tokenizer
-from crystalline.tokenizer import Tokenizer
 
 llama_cpp: Any = pytest.importorskip(
     "llama_cpp", reason="llama-cpp-python is not installed; pip install llama-cpp-python"
@@ -88,7 +88,7 @@ def test_words_are_cut_alike(tmp_path: Path, split: str) -> None:
 )
 def test_smollm2_comes_back_as_it_went(tmp_path: Path) -> None:
     import_model(os.environ["CRYSTALLINE_SMOLLM2"], tmp_path / "m")
-    text = Path(crystalline.tokenizer.__file__).read_text()
+    text = Path(crystalline.data.tokenizer.__file__).read_text()
     for kind, most in (("f32", 5e-3), ("q8_0", 0.15)):
         export_model(tmp_path / "m", tmp_path / f"{kind}.gguf", kind=kind)
         compare(tmp_path / "m", tmp_path / f"{kind}.gguf", text, most)

@@ -24,7 +24,7 @@ CLEAN = (
     BEGIN
     + """
 from crystalline.config import ModelConfig
-from crystalline.model import Decoder, Parameters, initialise
+from crystalline.decoder.decoder import Decoder, Parameters, initialise
 from crystalline.optimizers import AdamW, AdamWConfig
 config = ModelConfig(
     vocab_size=300, dim=40, layers=1, heads=4, kv_heads=2, hidden=52, seq_len=23

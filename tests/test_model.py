@@ -20,10 +20,10 @@ from torch.nn import functional
 
 from crystalline._native import ISAS, Team, available_isas
 from crystalline.config import ModelConfig, parameter_count, parameter_shapes
-from crystalline.model import Decoder, Parameters, group_order, initialise
+from crystalline.decoder.decoder import Decoder, Parameters, group_order, initialise
+from crystalline.decoder.positions import rope_tables
 from crystalline.optimizers.adamw import AdamW, AdamWConfig, power
-from crystalline.positions import rope_tables
-from crystalline.schedule import cos_pi
+from crystalline.training.schedule import cos_pi
 
 # One head of three pairs, and a head wider than two vectors, beside the common kinds.
 MODELS = {name: decoder(name) for name in DECODERS} | {

@@ -14,7 +14,7 @@ import pytest
 from command import LIMIT, SMALL, invoke, run, start
 
 from crystalline.__main__ import main
-from crystalline.claim import claimed
+from crystalline.checkpoints.claim import claimed
 from crystalline.errors import StoreError, UsageError
 from crystalline.options import train_config
 from crystalline.store import Arrival, Store

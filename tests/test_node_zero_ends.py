@@ -15,9 +15,9 @@ from watch import eventually, nothing_leaks, watchdog
 
 from crystalline._queue import MessageQueue
 from crystalline.errors import QueueClosed, UsageError
-from crystalline.signals import noted_signals
 from crystalline.spheres.messages import MessageType
 from crystalline.spheres.node_zero import INBOX, Command, NodeZero, State
+from crystalline.training.signals import noted_signals
 
 
 @pytest.fixture(autouse=True)

@@ -16,8 +16,9 @@ from momentum_cases import JORDAN
 
 from crystalline._native import ISAS, Team, available_isas
 from crystalline.config import OPTIMIZERS, ModelConfig
+from crystalline.decoder.decoder import Parameters, initialise
+from crystalline.decoder.sparse import vocabulary_weights
 from crystalline.errors import CheckpointError
-from crystalline.model import Parameters, initialise
 from crystalline.optimizers import (
     SGD,
     AdamW,
@@ -31,7 +32,6 @@ from crystalline.optimizers import (
 )
 from crystalline.optimizers.ema import Average
 from crystalline.optimizers.muon import COEFFICIENTS, is_matrix
-from crystalline.sparse import vocabulary_weights
 
 CONFIG = ModelConfig(37, 20, 2, 2, 1, 54, 8, tied=False)
 STEPS, LR = 6, 3e-3

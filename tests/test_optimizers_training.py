@@ -12,14 +12,14 @@ from conftest import TINY, prose
 from test_training import fingerprint, run, stop_at
 
 import crystalline
-from crystalline.checkpoint import load_model, load_training, save_model
+from crystalline.checkpoints.checkpoint import load_model, load_training, save_model
 from crystalline.config import OPTIMIZERS, SCHEDULES, ModelConfig
+from crystalline.decoder.decoder import Decoder, Parameters, group_order, initialise
 from crystalline.errors import ConfigError, Interrupted, UsageError
 from crystalline.forecast.memory import blocks
-from crystalline.model import Decoder, Parameters, group_order, initialise
 from crystalline.optimizers import make_optimizer
-from crystalline.plan import Recipe
 from crystalline.team import make_team
+from crystalline.training.plan import Recipe
 
 STEPS = 8
 KINDS: dict[str, dict[str, Any]] = {name: {"optimizer": name} for name in OPTIMIZERS}

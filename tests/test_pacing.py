@@ -8,9 +8,9 @@ from itertools import pairwise
 
 import pytest
 
-from crystalline import pacing as module
-from crystalline.pacing import LOOK_SHARE, VALIDATIONS, Pacing, passes
-from crystalline.schedule import Course
+from crystalline.training import pacing as module
+from crystalline.training.pacing import LOOK_SHARE, VALIDATIONS, Pacing, passes
+from crystalline.training.schedule import Course
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from crystalline._native import ISAS, Team, available_isas
 from crystalline.config import ModelConfig
-from crystalline.model import Decoder, Parameters
+from crystalline.decoder.decoder import Decoder, Parameters
 from crystalline.optimizers import AdamW, AdamWConfig
 
 THREADS = (1, 2, 3, 12)

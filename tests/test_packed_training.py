@@ -18,13 +18,13 @@ from watch import nothing_leaks, watchdog
 import crystalline
 from crystalline._native import available_isas
 from crystalline.api import training
-from crystalline.batches import Batch, Batches
-from crystalline.checkpoint import load_training
+from crystalline.checkpoints.checkpoint import load_training
 from crystalline.config import ModelConfig
+from crystalline.data.batches import Batch, Batches
+from crystalline.data.shards import TokenStore
+from crystalline.decoder.decoder import Decoder, Parameters, initialise
 from crystalline.errors import UsageError
-from crystalline.model import Decoder, Parameters, initialise
 from crystalline.progress import planned
-from crystalline.shards import TokenStore
 from crystalline.spheres.node_zero import NodeZero
 from crystalline.team import make_team
 

@@ -13,8 +13,8 @@ from conftest import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from crystalline.batches import Batches, validation_batches
-from crystalline.packing import chosen_packing, packed, packed_rows
+from crystalline.data.batches import Batches, validation_batches
+from crystalline.data.packing import chosen_packing, packed, packed_rows
 
 
 def best_fit(lengths: list[int], T: int) -> list[list[int]]:

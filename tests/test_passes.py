@@ -15,9 +15,9 @@ from conftest import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from crystalline.batches import Batch, Batches
+from crystalline.data.batches import Batch, Batches
+from crystalline.data.shards import Split
 from crystalline.errors import DataError
-from crystalline.shards import Split
 
 SIZES = st.lists(st.integers(0, 60), min_size=1, max_size=8)
 LENGTHS = st.integers(1, 40)

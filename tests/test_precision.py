@@ -17,10 +17,10 @@ from tolerance import assert_close
 
 import crystalline
 from crystalline._native import ISAS, PRECISIONS, Stack, Team, available_isas
+from crystalline.decoder.positions import rope_tables
 from crystalline.errors import UsageError
-from crystalline.inference import Model
-from crystalline.positions import rope_tables
-from crystalline.weights import Cache
+from crystalline.inference.model import Model
+from crystalline.inference.weights import Cache
 
 FEW = settings(max_examples=examples(25), deadline=None, derandomize=True)
 LOSS_MARGIN = {"fp32": 0.0, "bf16": 0.01, "int8": 0.02}  # nats a token, on a trained model

@@ -232,7 +232,7 @@ def test_a_file_that_changes_while_it_is_found_is_left_out(
             os.unlink(tmp_path / "b.txt")
         return status
 
-    monkeypatch.setattr("crystalline.data.os.fstat", growing)
+    monkeypatch.setattr("crystalline.data.reading.os.fstat", growing)
     with Store.open(model) as store:
         done = queue_paths(store, [str(tmp_path / n) for n in ("a.txt", "b.txt", "c.txt")])
     assert done.added == (1, 0, 5)

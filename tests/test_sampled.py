@@ -19,7 +19,7 @@ from test_kernels import EMPTY_GROUPS, bits, check, team
 from tolerance import assert_close, chain, ratio
 
 from crystalline._native import ISAS, Team, available_isas
-from crystalline.candidates import UNIT, Candidates, expected_counts
+from crystalline.decoder.candidates import UNIT, Candidates, expected_counts
 
 # --- Who is drawn.
 

@@ -15,17 +15,17 @@ from test_training import STEPS, fingerprint, run, stop_at
 from tolerance import assert_close
 
 import crystalline
-from crystalline import training
 from crystalline._native import Team, available_isas
-from crystalline.candidates import Candidates
-from crystalline.checkpoint import load_model, load_training
+from crystalline.checkpoints.checkpoint import load_model, load_training
 from crystalline.config import ModelConfig
+from crystalline.decoder.candidates import Candidates
+from crystalline.decoder.decoder import Decoder, Parameters, initialise
+from crystalline.decoder.sparse import MOST_PUT_OFF, SparseTable, touched_rows, vocabulary_weights
 from crystalline.errors import ConfigError, Interrupted, UsageError
 from crystalline.forecast import choice
-from crystalline.model import Decoder, Parameters, initialise
 from crystalline.optimizers.adamw import AdamW, AdamWConfig, power
-from crystalline.sparse import MOST_PUT_OFF, SparseTable, touched_rows, vocabulary_weights
-from crystalline.trainer import Trainer
+from crystalline.training import training
+from crystalline.training.trainer import Trainer
 
 SAMPLED = {"loss": "sampled", "samples": 40}
 

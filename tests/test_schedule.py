@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from crystalline.config import SCHEDULES
-from crystalline.schedule import Schedule
+from crystalline.training.schedule import Schedule
 
 PEAK, WARMUP, FLOOR, DECAY = 3e-3, 0.1, 0.2, 0.25
 SHAPES: dict[str, Callable[[float], float]] = {  # what is left of the peak above the floor

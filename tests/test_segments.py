@@ -16,12 +16,13 @@ import numpy as np
 import pytest
 from test_shards import Fails, check, pieces
 
-from crystalline import files, shards
-from crystalline.batches import Batches
+from crystalline import files
+from crystalline.data import shards
+from crystalline.data.batches import Batches
+from crystalline.data.segments import append_segment, sweep_segments
+from crystalline.data.shards import TokenStore, write_shards
+from crystalline.data.tokenizer import Tokenizer
 from crystalline.errors import CheckpointError, DataError
-from crystalline.segments import append_segment, sweep_segments
-from crystalline.shards import TokenStore, write_shards
-from crystalline.tokenizer import Tokenizer
 
 BASE = ["one word", "x", "日本語 and é\n" * 30]
 FIRST, SECOND = ["line\n" * 100, "the last of them", ""], ["a\n" * 7]
@@ -215,8 +216,8 @@ def test_a_crash_at_any_operation_leaves_a_whole_segment_or_none(
 
 SCRIPT = """
 import sys
-from crystalline.segments import append_segment, sweep_segments
-from crystalline.tokenizer import Tokenizer
+from crystalline.data.segments import append_segment, sweep_segments
+from crystalline.data.tokenizer import Tokenizer
 folder, tokenizer = sys.argv[1], Tokenizer.load(sys.argv[2])
 named = open(sys.argv[3], "a+")
 named.seek(0)

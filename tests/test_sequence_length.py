@@ -14,7 +14,7 @@ from watch import nothing_leaks, watchdog
 
 import crystalline
 from crystalline.api import training
-from crystalline.checkpoint import load_model, load_training, save_model
+from crystalline.checkpoints.checkpoint import load_model, load_training, save_model
 from crystalline.errors import UsageError
 from crystalline.spheres.node_zero import NodeZero
 from crystalline.team import make_team
@@ -209,7 +209,7 @@ def test_a_length_that_does_not_fit_into_memory_is_refused(
         node = trainer.start()
         node.pause()
         node.set(seq_len=3)
-        monkeypatch.setattr("crystalline.settings.available", lambda: 1000)
+        monkeypatch.setattr("crystalline.training.settings.available", lambda: 1000)
         with pytest.raises(UsageError, match=r"seq_len is 20, which needs .* MiB more, but 0 MiB"):
             node.set(seq_len=20)
         assert trainer.decoder.T == 3

@@ -7,11 +7,12 @@ import os
 import numpy as np
 import pytest
 
-from crystalline import files, shards
-from crystalline.data import Piece, Source, collect, split
+from crystalline import files
+from crystalline.data import shards
+from crystalline.data.reading import Piece, Source, collect, split
+from crystalline.data.shards import TokenStore, write_shards
+from crystalline.data.tokenizer import Tokenizer
 from crystalline.errors import CheckpointError, DataError
-from crystalline.shards import TokenStore, write_shards
-from crystalline.tokenizer import Tokenizer
 
 TEXTS = ["one word", "x", "日本語 and é\n" * 30, "line\n" * 100, "the last of them"]
 

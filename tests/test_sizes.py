@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from crystalline.config import ModelConfig
-from crystalline.model import Decoder, Parameters, initialise
+from crystalline.decoder.decoder import Decoder, Parameters, initialise
 from crystalline.optimizers import AdamW, AdamWConfig
 from crystalline.team import make_team
 

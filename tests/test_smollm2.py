@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 import crystalline
-from crystalline.checkpoint import load_model
+from crystalline.checkpoints.checkpoint import load_model
 from crystalline.formats.convert import export_model, import_model
 from crystalline.formats.gguf_read import read_gguf
 

@@ -26,11 +26,11 @@ from watch import eventually, held, more, nothing_leaks, watchdog
 
 import crystalline
 from crystalline.api import training
-from crystalline.checkpoint import load_training
+from crystalline.checkpoints.checkpoint import load_training
 from crystalline.errors import UsageError
 from crystalline.spheres.live import LIVE
 from crystalline.spheres.node_zero import NodeZero, State
-from crystalline.trainer import Trainer
+from crystalline.training.trainer import Trainer
 
 LONG = os.environ.get("CRYSTALLINE_SOAK") == "1"
 EPOCHS = 1000 if LONG else 40

@@ -20,7 +20,7 @@ from watch import nothing_leaks, watchdog
 
 import crystalline
 from crystalline.api import training
-from crystalline.checkpoint import load_training
+from crystalline.checkpoints.checkpoint import load_training
 from crystalline.errors import UsageError
 from crystalline.spheres.node_zero import Command, NodeZero
 

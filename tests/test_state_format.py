@@ -14,10 +14,10 @@ from test_training import fingerprint, run, stop_at
 
 import crystalline
 from crystalline.__main__ import main
-from crystalline.checkpoint import load_model, load_training, save_model
+from crystalline.checkpoints.checkpoint import load_model, load_training, save_model
+from crystalline.checkpoints.info import describe
+from crystalline.checkpoints.state_format import FORMAT, migrated
 from crystalline.errors import CheckpointError, Interrupted
-from crystalline.info import describe
-from crystalline.state_format import FORMAT, migrated
 
 STEPS = 12
 # What a training wrote before it had a number for the place in the text, commands or bits per byte.

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from crystalline._native import Team
-from crystalline.model import group_order
+from crystalline.decoder.decoder import group_order
 from crystalline.spheres.allocation import ThreadAllocation
 from crystalline.spheres.crew import Crew
 from crystalline.spheres.hierarchy import SphereHierarchy

@@ -13,7 +13,7 @@ import pytest
 
 from crystalline import _native
 from crystalline._native import Team
-from crystalline.memory import arena
+from crystalline.decoder.memory import arena
 
 HUGE = 2**63 - 1
 

@@ -11,10 +11,10 @@ from conftest import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from crystalline import tokenizer as module
+from crystalline.data import tokenizer as module
+from crystalline.data.splitting import AT_WHITE_SPACE, KNOWN, kind_of, pre_tokenizer
+from crystalline.data.tokenizer import EOT, Tokenizer, default_vocab_size
 from crystalline.errors import ConfigError, UsageError
-from crystalline.splitting import AT_WHITE_SPACE, KNOWN, kind_of, pre_tokenizer
-from crystalline.tokenizer import EOT, Tokenizer, default_vocab_size
 
 PROSE = "It's the king's horse; we'll ride.\n\n  Who's there?\tNobody\r\n" * 20
 CODE = "def f(x):\n    return {'a': [1, 22, 333], 'é': \"日本語\"}\n\n\n" * 20
@@ -314,7 +314,7 @@ def test_the_default_vocabulary_grows_with_the_corpus():
 
 FORKING = """
 import os, signal, sys
-from crystalline.tokenizer import Tokenizer
+from crystalline.data.tokenizer import Tokenizer
 text = "some words to encode, and more\\n" * 4000
 tok = Tokenizer.train([text], 300)
 want = tok.encode(text).tolist()

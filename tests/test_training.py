@@ -14,7 +14,7 @@ from conftest import TINY, prose
 
 import crystalline
 from crystalline._native import available_isas
-from crystalline.checkpoint import load_model, load_training
+from crystalline.checkpoints.checkpoint import load_model, load_training
 from crystalline.config import ModelConfig
 from crystalline.errors import Interrupted, NumericsError, UsageError
 
@@ -216,7 +216,7 @@ def test_refusals_change_nothing(undisturbed: dict[str, Any], tmp_path: Path) ->
 def test_not_a_number_stops_with_the_checkpoint_intact(
     text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from crystalline.model import Decoder
+    from crystalline.decoder.decoder import Decoder
 
     real, calls = Decoder.gradient, []
 
@@ -235,7 +235,7 @@ def test_not_a_number_stops_with_the_checkpoint_intact(
 
 def test_a_step_allocates_no_work_space(text_file: Path, tmp_path: Path) -> None:
     """What check_memory forecasts is what the team holds from the first step to the last."""
-    from crystalline.model import Decoder, Parameters, group_order, initialise
+    from crystalline.decoder.decoder import Decoder, Parameters, group_order, initialise
     from crystalline.team import make_team
 
     for B, T in ((1, 8), (13, 24), (48, 64)):

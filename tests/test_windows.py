@@ -16,7 +16,7 @@ from test_arrange import Leaves, arrangements
 from torch.nn import functional
 
 from crystalline._native import ISAS, Team, available_isas
-from crystalline.positions import rope_tables, window_starts
+from crystalline.decoder.positions import rope_tables, window_starts
 
 THREADS = (1, 2, 3, 12)
 Shape = tuple[int, int, int]  # heads, key/value heads, width of a head

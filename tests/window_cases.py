@@ -8,7 +8,7 @@ from attention_cases import split_heads
 from case import THETA, Array, Arrays, Case, Due, Shape, draw, poison
 
 from crystalline._native import Team
-from crystalline.positions import rope_tables
+from crystalline.decoder.positions import rope_tables
 
 SIZES = (1, 2, 17, 64, 65, 200, 1000)
 

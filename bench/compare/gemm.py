@@ -60,7 +60,7 @@ def _contest(s: Settings, kind: str, shape: tuple[int, int, int], precision: str
 
 def _on_huge_pages(shape: tuple[int, int]) -> Any:
     """An array as a training has its own; all contenders get the same."""
-    from crystalline.memory import arena
+    from crystalline.decoder.memory import arena
 
     return arena(math.prod(shape)).reshape(shape)
 

@@ -55,8 +55,8 @@ def contests(s: Settings) -> list[Contest]:
 def weight_bytes(preset: str, precision: str) -> int:
     """What the weights of a ``Model`` take: ``Model.weight_bytes``."""
     from crystalline.config import PRESETS, parameter_shapes
+    from crystalline.inference.weights import Weights
     from crystalline.team import make_team
-    from crystalline.weights import Weights
 
     c = PRESETS[preset]
     nothing = {
@@ -70,8 +70,8 @@ def build(who: str, case: dict[str, Any], threads: int) -> Callable[[], Any]:
     preset, tokens, precision = case["preset"], case["tokens"], case["precision"]
     if who == OURS:
         from crystalline.config import PRESETS
-        from crystalline.inference import Model
-        from crystalline.model import Parameters, initialise
+        from crystalline.decoder.decoder import Parameters, initialise
+        from crystalline.inference.model import Model
 
         c, words = PRESETS[preset], Words(PRESETS[preset].vocab_size)
         parameters = Parameters(c)

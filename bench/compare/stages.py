@@ -34,7 +34,7 @@ def scalar_tokens_per_s(preset: str) -> float:
     from scaling import products
 
     from crystalline.config import PRESETS
-    from crystalline.plan import flops_per_token
+    from crystalline.training.plan import flops_per_token
 
     c = PRESETS[preset]
     shapes = [*products(c), (c.vocab_size, c.dim, 1)]

@@ -41,7 +41,7 @@ def contests(s: Settings) -> list[Contest]:
 def contest(s: Settings, preset: str, precision: str, loss: str, seq: int | None) -> Contest:
     """One step against torch's; ``seq`` None is the preset's own length."""
     from crystalline.config import PRESETS
-    from crystalline.plan import flops_per_token
+    from crystalline.training.plan import flops_per_token
 
     c = PRESETS[preset] if seq is None else replace(PRESETS[preset], seq_len=seq)
     samples = min(SAMPLES, c.vocab_size) if loss == "sampled" else 0

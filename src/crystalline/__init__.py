@@ -6,7 +6,7 @@ if TYPE_CHECKING:
     from crystalline._native import cry_kernels, kernel_table
     from crystalline.api import train
     from crystalline.config import ModelConfig, TrainConfig
-    from crystalline.inference import Model, load
+    from crystalline.inference.model import Model, load
     from crystalline.reuse import get_cmake_dir, get_include
 
 __version__ = "0.1.0"
@@ -16,7 +16,7 @@ __all__ = [
 ]  # fmt: skip
 
 _HOMES = {
-    "train": "api", "load": "inference", "Model": "inference",
+    "train": "api", "load": "inference.model", "Model": "inference.model",
     "ModelConfig": "config", "TrainConfig": "config",
     "get_include": "reuse", "get_cmake_dir": "reuse",
     "kernel_table": "_native", "cry_kernels": "_native",

@@ -11,26 +11,26 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from crystalline.checkpoint import holds_training
-from crystalline.claim import Claim, claimed
+from crystalline.checkpoints.checkpoint import holds_training
+from crystalline.checkpoints.claim import Claim, claimed
 from crystalline.config import (
     TrainConfig,
 )
-from crystalline.data import Piece, collect, split
+from crystalline.data.reading import Piece, collect, split
+from crystalline.data.shards import TokenStore, write_shards
+from crystalline.decoder.memory import give_back
 from crystalline.errors import StoreError, UsageError
-from crystalline.inference import Model, load
-from crystalline.memory import give_back
+from crystalline.inference.model import Model, load
 from crystalline.options import load_toml, train_config
 from crystalline.pipeline.origins import Texts, refuse_fed
-from crystalline.plan import (
+from crystalline.training.from_weights import holds_model, starting_point
+from crystalline.training.plan import (
     DEFAULT_MINUTES,
 )
-from crystalline.resuming import resumed
-from crystalline.saving import save_plan
-from crystalline.schedule import Course
-from crystalline.shards import TokenStore, write_shards
-from crystalline.start import holds_model, starting_point
-from crystalline.starting import (
+from crystalline.training.resuming import resumed
+from crystalline.training.saving import save_plan
+from crystalline.training.schedule import Course
+from crystalline.training.starting import (
     chosen,
     crew_of,
     refuse_hopeless,
@@ -39,8 +39,8 @@ from crystalline.starting import (
     vocabulary,
     with_packing,
 )
-from crystalline.trainer import Trainer
-from crystalline.training import OnEvent
+from crystalline.training.trainer import Trainer
+from crystalline.training.training import OnEvent
 
 PathLike = str | os.PathLike[str]
 

@@ -10,14 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from crystalline.candidates import Candidates
 from crystalline.config import PRESETS, TrainConfig, parameter_count
+from crystalline.decoder.candidates import Candidates
+from crystalline.decoder.decoder import Decoder, Parameters, check_precision, initialise
+from crystalline.decoder.sparse import touched_rows, vocabulary_weights
 from crystalline.forecast.fits import check_memory
-from crystalline.model import Decoder, Parameters, check_precision, initialise
 from crystalline.optimizers import make_optimizer
-from crystalline.plan import Recipe, check_samples, chosen_samples, flops_per_token
-from crystalline.sparse import touched_rows, vocabulary_weights
 from crystalline.team import make_team
+from crystalline.training.plan import Recipe, check_samples, chosen_samples, flops_per_token
 
 WARM_UP = 2  # steps before the clock counts: they touch the memory for the first time
 

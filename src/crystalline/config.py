@@ -11,11 +11,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+from crystalline.checkpoints.llama_config import HF_KEYS, from_keys, to_keys
+from crystalline.decoder.scaling import RopeScaling
 from crystalline.errors import ConfigError
 from crystalline.lattice.constants import EINSTEIN_LAMBDA
-from crystalline.llama_config import HF_KEYS, from_keys, to_keys
 from crystalline.rules import INT32_MAX, named, real_number, refuse, whole_number
-from crystalline.scaling import RopeScaling
 
 MOST_LAYERS = 10_000  # every layer has its entries in tables: more would fill the memory
 SEED_MAX = 2**63 - 1

@@ -9,9 +9,9 @@ from importlib.resources import files
 from pathlib import Path
 
 from crystalline import api
-from crystalline.checkpoint import CHECKSUMS, COMMIT, load_training
-from crystalline.inference import Model, load
-from crystalline.training import OnEvent
+from crystalline.checkpoints.checkpoint import CHECKSUMS, COMMIT, load_training
+from crystalline.inference.model import Model, load
+from crystalline.training.training import OnEvent
 
 TEXT = "tinyshakespeare.txt"
 

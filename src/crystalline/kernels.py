@@ -17,7 +17,8 @@ denormals). Infinities and NaN give what IEEE arithmetic gives. Sums along a row
 sums over rows in twelve even spans, then a fixed tree (docs/numpy_kernels.md).
 """
 
-from crystalline.kernels_layers import (
+from crystalline.decoder.positions import rope_tables
+from crystalline.numpy_kernels.layers import (
     adamw,
     attention,
     attention_backward,
@@ -31,7 +32,7 @@ from crystalline.kernels_layers import (
     swiglu,
     swiglu_backward,
 )
-from crystalline.kernels_products import (
+from crystalline.numpy_kernels.products import (
     linear,
     linear_backward,
     linear_cross_entropy,
@@ -39,8 +40,8 @@ from crystalline.kernels_products import (
     matmul,
     matmul_backward,
 )
-from crystalline.kernels_sampled import sampled_softmax, sampled_softmax_backward
-from crystalline.kernels_soft import (
+from crystalline.numpy_kernels.sampled import sampled_softmax, sampled_softmax_backward
+from crystalline.numpy_kernels.soft import (
     cross_entropy,
     cross_entropy_backward,
     exp,
@@ -51,7 +52,6 @@ from crystalline.kernels_soft import (
     softmax,
     softmax_backward,
 )
-from crystalline.positions import rope_tables
 
 __all__ = [
     "adamw", "attention", "attention_backward", "cross_entropy", "cross_entropy_backward",

@@ -12,7 +12,7 @@ from crystalline.kernels cimport *
 from system cimport *
 
 from crystalline.errors import UsageError
-from crystalline.memory import arena
+from crystalline.decoder.memory import arena
 
 ISAS = ("portable", "avx2", "avx512")
 

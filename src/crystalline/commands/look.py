@@ -14,7 +14,7 @@ from crystalline.errors import tame
 @click.option("--json", "as_json", is_flag=True, help="Write one JSON object.")
 def info(folder: str, as_json: bool) -> None:
     """Show what is in FOLDER, and check every file of it."""
-    from crystalline.info import describe, table
+    from crystalline.checkpoints.info import describe, table
     from crystalline.store.models import folder_of
 
     said = describe(folder_of(folder))

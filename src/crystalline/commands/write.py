@@ -53,7 +53,7 @@ def generate(
         click.echo(click.style(f"weights of step {step:,}", dim=True), err=True)
         write(model, prompt, as_json, options, {"step": step})
         return
-    from crystalline.inference import load
+    from crystalline.inference.model import load
     from crystalline.store.models import folder_of
 
     write(load(folder_of(folder), threads, precision), prompt, as_json, options)

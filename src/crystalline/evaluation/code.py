@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from crystalline.data import collect
+from crystalline.data.reading import collect
 from crystalline.errors import DataError
 from crystalline.evaluation.parsing import (
     LANGUAGES,
@@ -28,7 +28,7 @@ from crystalline.evaluation.parsing import (
     whole_lines,
 )
 from crystalline.evaluation.score import held_out
-from crystalline.inference import Model, load
+from crystalline.inference.model import Model, load
 
 SAMPLES, TOKENS, TEMPERATURE = 64, 200, 0.8  # pieces, their longest length, how they are drawn
 TOGETHER = 16  # pieces written at a time: what bounds the memory of their caches

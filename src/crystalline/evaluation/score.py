@@ -22,16 +22,16 @@ from typing import Any
 import numpy as np
 
 from crystalline._native import Team
-from crystalline.batches import NO_LOSS
-from crystalline.checkpoint import STATE, load_model
+from crystalline.checkpoints.checkpoint import STATE, load_model
 from crystalline.config import PRECISIONS
-from crystalline.data import Skipped, Source, collect, shown
+from crystalline.data.batches import NO_LOSS
+from crystalline.data.reading import Skipped, Source, collect, shown
+from crystalline.data.shards import TokenStore
+from crystalline.data.tokenizer import Tokenizer
+from crystalline.decoder.decoder import Decoder, Parameters, check_precision
 from crystalline.errors import DataError, NumericsError, UsageError
 from crystalline.evaluation.windows import Row, window_nats, windows
-from crystalline.model import Decoder, Parameters, check_precision
-from crystalline.shards import TokenStore
 from crystalline.team import make_team
-from crystalline.tokenizer import Tokenizer
 
 BATCH_TOKENS = 3072  # measured together: the layers' matrices are read once for so many
 GROUP = 4 << 20  # characters of text read before they are encoded together

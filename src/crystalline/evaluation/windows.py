@@ -16,8 +16,8 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from crystalline.batches import NO_LOSS
-from crystalline.model import Decoder
+from crystalline.data.batches import NO_LOSS
+from crystalline.decoder.decoder import Decoder
 
 Row = NDArray[np.int32]
 

@@ -13,7 +13,7 @@ from typing import Any
 from crystalline._native import Team
 from crystalline.config import DEFAULT_ROPE, ModelConfig, parameter_count
 from crystalline.forecast.speed import Pace, measure
-from crystalline.plan import (
+from crystalline.training.plan import (
     LADDER,
     PARAMETERS_PER_TOKEN,
     TOKENS_PER_PARAMETER,

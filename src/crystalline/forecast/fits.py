@@ -13,7 +13,7 @@ from crystalline.forecast.machine import available
 from crystalline.forecast.memory import MIB, arenas
 
 if TYPE_CHECKING:
-    from crystalline.plan import Recipe
+    from crystalline.training.plan import Recipe
 
 
 def check_memory(

@@ -10,15 +10,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from crystalline._native import Team
-from crystalline.activations import decoder_arrays, layout
 from crystalline.config import ModelConfig, parameter_count
+from crystalline.decoder.activations import decoder_arrays, layout
+from crystalline.decoder.decoder import group_starts
+from crystalline.decoder.memory import arena_bytes
 from crystalline.forecast.machine import shared_room
-from crystalline.memory import arena_bytes
-from crystalline.model import group_starts
 from crystalline.optimizers import moment_floats
 
 if TYPE_CHECKING:
-    from crystalline.plan import Recipe
+    from crystalline.training.plan import Recipe
 
 MIB = 1 << 20
 MB = 1e6

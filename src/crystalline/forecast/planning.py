@@ -18,16 +18,19 @@ from crystalline.config import (
     parameter_count,
     parameter_shapes,
 )
-from crystalline.data import collect, split
+from crystalline.data.reading import collect, split
+from crystalline.data.tokenizer import default_vocab_size
+from crystalline.decoder.decoder import GROUPS, check_precision, group_starts
 from crystalline.forecast.choice import choose
 from crystalline.forecast.fits import nearest
 from crystalline.forecast.machine import available, resident
 from crystalline.forecast.memory import MIB, Memory, Text, memory
 from crystalline.forecast.sizes import default_vocabulary, parse_count, sizes_for
 from crystalline.forecast.speed import Pace, measure
-from crystalline.model import GROUPS, check_precision, group_starts
 from crystalline.optimizers import moment_floats
-from crystalline.plan import (
+from crystalline.rules import refuse
+from crystalline.team import make_team
+from crystalline.training.plan import (
     DEFAULT_MINUTES,
     Budget,
     Recipe,
@@ -35,9 +38,6 @@ from crystalline.plan import (
     check_samples,
     choose_recipe,
 )
-from crystalline.rules import refuse
-from crystalline.team import make_team
-from crystalline.tokenizer import default_vocab_size
 
 CHINCHILLA = 20  # tokens a parameter (Hoffmann et al. 2022), where nobody says how long
 PROCESSES = tuple(n for n in range(1, GROUPS + 1) if GROUPS % n == 0)  # each has whole groups

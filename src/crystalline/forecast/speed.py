@@ -12,12 +12,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from crystalline._native import Team
-from crystalline.candidates import Candidates
 from crystalline.config import ModelConfig, parameter_count
-from crystalline.model import GROUPS, Decoder, Parameters, initialise
+from crystalline.decoder.candidates import Candidates
+from crystalline.decoder.decoder import GROUPS, Decoder, Parameters, initialise
+from crystalline.decoder.sparse import touched_rows, vocabulary_weights
 from crystalline.optimizers import make_optimizer
-from crystalline.plan import Recipe, flops_per_token
-from crystalline.sparse import touched_rows, vocabulary_weights
+from crystalline.training.plan import Recipe, flops_per_token
 
 WIDEST = 1024  # tried; from there on products run at the same speed
 MOST_FLOPS = 4e10  # of one try: about a quarter of a second on two cores

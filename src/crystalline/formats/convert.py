@@ -9,16 +9,16 @@ from typing import Any
 
 import numpy as np
 
-from crystalline.checkpoint import CHECKSUMS, COMMIT, open_model, save_model
-from crystalline.claim import claimed
+from crystalline.checkpoints.checkpoint import CHECKSUMS, COMMIT, open_model, save_model
+from crystalline.checkpoints.claim import claimed
+from crystalline.checkpoints.modelfiles import CONFIG
+from crystalline.checkpoints.pending import Floats, Pending
 from crystalline.config import parameter_count
 from crystalline.errors import CheckpointError, UsageError
 from crystalline.formats.gguf_read import MAGIC, read_gguf
 from crystalline.formats.gguf_write import KINDS, write_gguf
 from crystalline.formats.huggingface import read_huggingface
 from crystalline.formats.source import Source
-from crystalline.modelfiles import CONFIG
-from crystalline.pending import Floats, Pending
 from crystalline.rules import nearest_name, refuse
 
 PathLike = str | os.PathLike[str]

@@ -7,15 +7,15 @@ from typing import Any
 
 import numpy as np
 
+from crystalline.checkpoints.pending import Floats, Pending
 from crystalline.config import ModelConfig, parameter_shapes
+from crystalline.decoder.positions import scaling_factors
+from crystalline.decoder.scaling import RopeScaling
 from crystalline.errors import CheckpointError, ConfigError, UsageError
 from crystalline.formats.llama_names import ROPE_FACTORS, gguf_names, halved, heads_of
 from crystalline.formats.package import gguf_package
 from crystalline.formats.source import Source
 from crystalline.formats.vocabulary import from_metadata, to_tokenizer
-from crystalline.pending import Floats, Pending
-from crystalline.positions import scaling_factors
-from crystalline.scaling import RopeScaling
 
 MAGIC = b"GGUF"
 TYPES = (

@@ -16,14 +16,14 @@ import numpy as np
 import numpy.typing as npt
 
 from crystalline import files
+from crystalline.checkpoints.pending import Pending
 from crystalline.config import ModelConfig, parameter_count
+from crystalline.data.tokenizer import Tokenizer
+from crystalline.decoder.positions import scaling_factors
 from crystalline.errors import CheckpointError, UsageError
 from crystalline.formats.llama_names import ROPE_FACTORS, gguf_names, heads_of, interleaved
 from crystalline.formats.package import gguf_package
 from crystalline.formats.vocabulary import Vocabulary, from_tokenizer
-from crystalline.pending import Pending
-from crystalline.positions import scaling_factors
-from crystalline.tokenizer import Tokenizer
 
 # Name -> the package's name of a tensor's type, and of the file's.
 KINDS = {

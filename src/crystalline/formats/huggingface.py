@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import os
 
+from crystalline.checkpoints.modelfiles import (
+    CONFIG,
+    TOKENIZER,
+    TOKENIZER_CONFIG,
+    read_object,
+    read_tokenizer,
+)
+from crystalline.checkpoints.pending import Pending
 from crystalline.config import ModelConfig, parameter_shapes
 from crystalline.errors import CheckpointError, UsageError
 from crystalline.formats.safetensors_file import SafetensorsFile
 from crystalline.formats.source import Source
-from crystalline.modelfiles import CONFIG, TOKENIZER, TOKENIZER_CONFIG, read_object, read_tokenizer
-from crystalline.pending import Pending
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"

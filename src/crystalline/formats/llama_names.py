@@ -6,8 +6,8 @@ a head's rows r of its first half and r of its second half are neighbours there.
 
 from __future__ import annotations
 
+from crystalline.checkpoints.pending import Floats
 from crystalline.config import ModelConfig, parameter_shapes
-from crystalline.pending import Floats
 
 OUTSIDE = {
     "model.embed_tokens.weight": "token_embd.weight",

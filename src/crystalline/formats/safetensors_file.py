@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from crystalline.checkpoints.pending import Floats, Pending, Tensor
 from crystalline.errors import CheckpointError
-from crystalline.pending import Floats, Pending, Tensor
 
 MOST_HEADER = 100_000_000  # bytes: the limit that the format's own reader has
 DTYPES = {"<f4": "F32", "<f8": "F64", "<i4": "I32", "<i8": "I64", "|u1": "U8"}

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from crystalline.checkpoints.pending import Pending
 from crystalline.config import ModelConfig
-from crystalline.pending import Pending
-from crystalline.tokenizer import Tokenizer
+from crystalline.data.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,10 @@ from typing import Any
 import tokenizers
 from tokenizers import AddedToken, decoders, models
 
+from crystalline.data.splitting import KNOWN, SAME, kind_of, pre_tokenizer
+from crystalline.data.tokenizer import Tokenizer
 from crystalline.errors import UsageError
 from crystalline.rules import nearest_name
-from crystalline.splitting import KNOWN, SAME, kind_of, pre_tokenizer
-from crystalline.tokenizer import Tokenizer
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED = 1, 2, 3, 4, 5  # llama.cpp's token types
 WHOLE_WORDS = ("llama-bpe",)  # kinds that take a word that is a token as it is, without merges

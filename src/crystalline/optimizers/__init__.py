@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from crystalline._native import Team
 from crystalline.config import ModelConfig, parameter_count
-from crystalline.model import Parameters
+from crystalline.decoder.decoder import Parameters
 from crystalline.optimizers.adamw import AdamW, AdamWConfig
 from crystalline.optimizers.base import Optimizer
 from crystalline.optimizers.momentum import SGD, Lion, LionConfig, SGDConfig

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from crystalline._native import Team
-from crystalline.model import Parameters
+from crystalline.decoder.decoder import Parameters
+from crystalline.decoder.sparse import SparseTable
 from crystalline.optimizers.base import Optimizer, OptimizerConfig, Tensors, decay_spans
-from crystalline.sparse import SparseTable
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crystalline._native import Team
+from crystalline.checkpoints.pending import Tensor
+from crystalline.decoder.decoder import Parameters
+from crystalline.decoder.sparse import EMBEDDING, OUTPUT, Rows, SparseTable
 from crystalline.errors import CheckpointError
-from crystalline.model import Parameters
-from crystalline.pending import Tensor
-from crystalline.sparse import EMBEDDING, OUTPUT, Rows, SparseTable
 
 Floats = NDArray[np.float32]
 Tensors = dict[str, Floats]

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from crystalline._native import Team
-from crystalline.model import Parameters
+from crystalline.decoder.decoder import Parameters
 
 SWAPPED = 1 << 18  # numbers at a time
 

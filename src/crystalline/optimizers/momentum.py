@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from crystalline._native import Team
-from crystalline.model import Parameters
+from crystalline.decoder.decoder import Parameters
 from crystalline.optimizers.base import Optimizer, OptimizerConfig, decay_spans
 
 

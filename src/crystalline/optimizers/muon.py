@@ -10,11 +10,11 @@ import numpy as np
 
 from crystalline._native import Team
 from crystalline.config import ModelConfig, parameter_shapes
-from crystalline.memory import arena
-from crystalline.model import Parameters
+from crystalline.decoder.decoder import Parameters
+from crystalline.decoder.memory import arena
+from crystalline.decoder.sparse import EMBEDDING, OUTPUT, SparseTable
 from crystalline.optimizers.adamw import AdamWConfig, corrected
 from crystalline.optimizers.base import Optimizer, Tensors
-from crystalline.sparse import EMBEDDING, OUTPUT, SparseTable
 
 # The quintic of Jordan et al. 2024, five times: singular values end between 0.7 and 1.2.
 COEFFICIENTS = ((3.4445, -4.7750, 2.0315),) * 5

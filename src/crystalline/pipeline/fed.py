@@ -19,23 +19,25 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from crystalline.claim import claimed
+from crystalline.checkpoints.claim import claimed
+from crystalline.checkpoints.modelfiles import TOKENIZER
 from crystalline.config import TrainConfig
-from crystalline.data import HELD_OUT, Piece, collect
+from crystalline.data.reading import HELD_OUT, Piece, collect
+from crystalline.data.shards import TokenStore, write_shards
+from crystalline.data.tokenizer import Tokenizer
 from crystalline.errors import UsageError
 from crystalline.files import sync_folder, write_durably
-from crystalline.inference import Model, load
-from crystalline.modelfiles import TOKENIZER
+from crystalline.inference.model import Model, load
 from crystalline.options import load_toml, train_config
 from crystalline.pipeline.feed import Feed
 from crystalline.pipeline.ingest import later_segments, places, tidy
 from crystalline.pipeline.record import passes
 from crystalline.pipeline.watch import Watcher
-from crystalline.saving import save_plan
-from crystalline.schedule import Course
-from crystalline.shards import TokenStore, write_shards
-from crystalline.start import holds_model
-from crystalline.starting import (
+from crystalline.store import Leased, Store
+from crystalline.training.from_weights import holds_model
+from crystalline.training.saving import save_plan
+from crystalline.training.schedule import Course
+from crystalline.training.starting import (
     chosen,
     crew_of,
     refuse_hopeless,
@@ -44,10 +46,8 @@ from crystalline.starting import (
     vocabulary,
     with_packing,
 )
-from crystalline.store import Leased, Store
-from crystalline.tokenizer import Tokenizer
-from crystalline.trainer import Trainer
-from crystalline.training import OnEvent
+from crystalline.training.trainer import Trainer
+from crystalline.training.training import OnEvent
 
 FIRST_DOCUMENTS = 1 << 20  # that a model is made of, at most, and
 FIRST_BYTES = 256 << 20  # the bytes of their texts; the rest comes in segments

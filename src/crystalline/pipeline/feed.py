@@ -15,15 +15,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from crystalline import early
 from crystalline.errors import CheckpointError, StoreError
 from crystalline.pipeline.ingest import ingest
-from crystalline.schedule import Course
 from crystalline.store import Store
+from crystalline.training import early
+from crystalline.training.schedule import Course
 
 if TYPE_CHECKING:
-    from crystalline.trainer import Trainer
-    from crystalline.training import Event
+    from crystalline.training.trainer import Trainer
+    from crystalline.training.training import Event
 
 LOOK_SECONDS = 1.0  # between two looks into the queue
 RETRY_SECONDS = 30.0  # after one that failed

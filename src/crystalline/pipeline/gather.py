@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from crystalline.data import (
+from crystalline.data.reading import (
     MAX_FILE_BYTES,
     File,
     Skipped,

@@ -10,11 +10,11 @@ import contextlib
 import os
 from collections.abc import Sequence
 
+from crystalline.data.segments import append_segment, sweep_segments
+from crystalline.data.shards import TokenStore
+from crystalline.data.tokenizer import Tokenizer
 from crystalline.errors import CrystallineError
-from crystalline.segments import append_segment, sweep_segments
-from crystalline.shards import TokenStore
 from crystalline.store import Leased, Placed, Store
-from crystalline.tokenizer import Tokenizer
 
 DOCUMENTS = 4096  # of one segment, and
 BYTES = 32 << 20  # the bytes of their texts, at most

@@ -6,9 +6,9 @@ import hashlib
 import os
 from collections.abc import Sequence
 
-from crystalline.data import Piece, Skipped, Source, shown
+from crystalline.data.reading import Piece, Skipped, Source, shown
+from crystalline.data.shards import TokenStore
 from crystalline.errors import UsageError
-from crystalline.shards import TokenStore
 from crystalline.store import Origin, Store
 
 FILES = "files"  # the origin of a model that was not made of its queue

@@ -14,7 +14,7 @@ from crystalline.errors import StoreError
 from crystalline.store import Pass, Store
 
 if TYPE_CHECKING:
-    from crystalline.training import Event, Training
+    from crystalline.training.training import Event, Training
 
 NOTED = ("validation", "hierarchy", "queue")  # events kept in the history
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-from crystalline.data import MODEL_MARKS, File, Unusable, find_files, read_file, shown
+from crystalline.data.reading import MODEL_MARKS, File, Unusable, find_files, read_file, shown
 from crystalline.errors import DataError, UsageError
 from crystalline.store import Arrival, Store
 

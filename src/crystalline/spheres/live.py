@@ -19,11 +19,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crystalline import _region
-from crystalline.checkpoint import load_model
+from crystalline.checkpoints.checkpoint import load_model
+from crystalline.decoder.decoder import Parameters
 from crystalline.errors import CrystallineError, UsageError
 from crystalline.files import remove, write_durably
-from crystalline.inference import Model
-from crystalline.model import Parameters
+from crystalline.inference.model import Model
 from crystalline.spheres.region import RegionTorn, SharedRegion, discard
 
 LIVE = "live.json"

@@ -10,7 +10,7 @@ from crystalline.errors import CrystallineError
 from crystalline.spheres.live import Broadcast
 
 if TYPE_CHECKING:
-    from crystalline.trainer import Trainer
+    from crystalline.training.trainer import Trainer
 
 BOARD_SECONDS = 0.25  # between two boards
 BOARD_EVENT = ("step", "steps", "loss", "lr", "epoch", "tokens_per_s", "eta")  # of the last step

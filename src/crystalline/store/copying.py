@@ -15,8 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from crystalline.checkpoint import CHECKSUMS, COMMIT, FILES, PathOf, _current, _read
-from crystalline.claim import MARK
+from crystalline.checkpoints.checkpoint import CHECKSUMS, COMMIT, FILES, PathOf, _current, _read
+from crystalline.checkpoints.claim import MARK
 from crystalline.errors import CheckpointError
 from crystalline.files import (
     CHUNK,

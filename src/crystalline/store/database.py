@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Self
 from urllib.parse import quote
 
-from crystalline.data import shown
+from crystalline.data.reading import shown
 from crystalline.errors import StoreError
 from crystalline.files import sync_folder
 from crystalline.store.schema import APPLICATION, FORMAT, STEPS

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
-from crystalline.data import File
+from crystalline.data.reading import File
 from crystalline.errors import DataError
 
 ROWS = 2000  # documents written in one transaction, or

@@ -18,13 +18,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from crystalline.checkpoint import CHECKSUMS, COMMIT, NEW, STATE
-from crystalline.claim import MARK
+from crystalline.checkpoints.checkpoint import CHECKSUMS, COMMIT, NEW, STATE
+from crystalline.checkpoints.claim import MARK
+from crystalline.checkpoints.modelfiles import CONFIG
 from crystalline.config import ModelConfig, TrainConfig, parameter_count
-from crystalline.data import shown
+from crystalline.data.reading import shown
 from crystalline.errors import ConfigError, StoreError, UsageError
 from crystalline.files import make_folder, sync_folder
-from crystalline.modelfiles import CONFIG
 from crystalline.options import train_config
 from crystalline.store import database
 from crystalline.store.provenance import Store

@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from crystalline.data import File, shown
+from crystalline.data.reading import File, shown
 from crystalline.errors import StoreError, UsageError
 from crystalline.store.database import Database, told
 from crystalline.store.documents import (

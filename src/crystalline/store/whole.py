@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from crystalline.checkpoint import STATE, PathOf, _current, _read
+from crystalline.checkpoints.checkpoint import STATE, PathOf, _current, _read
+from crystalline.checkpoints.modelfiles import REMEDY, read_object
+from crystalline.data.shards import _check, _read_index
 from crystalline.errors import CrystallineError
 from crystalline.files import Stamp
-from crystalline.modelfiles import REMEDY, read_object
-from crystalline.shards import _check, _read_index
 from crystalline.store import database
 from crystalline.store.copying import checkpoints_of
 from crystalline.store.documents import unpack

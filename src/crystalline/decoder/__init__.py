@@ -1,0 +1,1 @@
+"""The decoder: its weights, its steps forward and backward, and the memory they work in."""

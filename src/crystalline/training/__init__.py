@@ -1,0 +1,1 @@
+"""A training from its beginning to its end: what is chosen, each step, saving, going on."""
