@@ -77,7 +77,7 @@ class Recipe:
 # (width, layers, width of a head, sequence length): what is chosen from, smallest first.
 LADDER = [
     (64, 3, 32, 64),
-    (128, 4, 32, 128),
+    (128, 4, 32, 256),
     (192, 5, 32, 128),
     (256, 6, 32, 128),
     (384, 6, 64, 256),
