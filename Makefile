@@ -26,9 +26,9 @@ $(VENV)/installed: $(BIN)/python $(SOURCES)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check .
 	touch $@
 
-$(VENV)/tested: $(VENV)/installed
+$(VENV)/tested: $(BIN)/python $(SOURCES)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check '.[test]'
-	touch $@
+	touch $(VENV)/installed $@
 
 ## test: all tests, two at a time, with the share of Python lines that they run
 test: $(VENV)/tested

@@ -183,7 +183,7 @@ SCHEDULES = ("constant", "linear", "cosine", "wsd")
 STRATEGIES = ("auto", "round_robin", "one_to_one", "compact", "spread")
 LAMBDA_CORRECTION = float(EINSTEIN_LAMBDA)  # where it is "on"
 
-# What a new training has where nothing is said.
+# What a new training has where nothing is said, as five seeds judge it (docs/lattice.md).
 DEFAULT_INIT = "normal"
 DEFAULT_ROPE = "standard"
 DEFAULT_LAMBDA_CORRECTION = 0.0
